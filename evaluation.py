@@ -1,0 +1,236 @@
+"""Logits and metrics, and the final model's file: everything that is the same whether training or grading.
+
+Logits are always computed in float32 without TF32, in the order of the list and in batches of one size, so that they
+can be compared to the last bit on the same machine.
+"""
+
+import importlib.metadata
+import io
+import platform
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from torch import nn
+
+import config
+from augment import RANDOM_NUMBERS, network_input
+from dataset import CLASSES, load_images, read_split, splits_hash
+from models import Network, build_network, load_tensors
+from project import UserError, outputs_dir, sha256, shown, written_whole
+
+BATCH_SIZE = 100  # images per prediction step; part of what makes logits comparable bit by bit
+
+
+# The machine -----------------------------------------------------------------------------------------------------
+
+
+def prepare(local_rank: int = 0) -> torch.device:
+    """Choose the device, seed python, numpy and torch, and make arithmetic repeatable. The first thing a script does."""
+    random.seed(config.SEED)
+    np.random.seed(config.SEED)
+    torch.manual_seed(config.SEED)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What logits may depend on in their last bits."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
+    }
+
+
+# Logits ----------------------------------------------------------------------------------------------------------
+
+
+def batch_reader(pixels: np.ndarray, device: torch.device) -> Callable[[np.ndarray], torch.Tensor]:
+    """A function from image indices to their pixels (batch, 64, 64, bands) on the device.
+
+    Where the whole array fits on a GPU it moves there once; else batches stream from the memory map.
+    """
+    if device.type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 4:
+        dtype = torch.from_numpy(pixels[:1].copy()).dtype
+        signed = pixels.view({1: np.uint8, 2: np.int16}[pixels.itemsize])  # CUDA cannot index uint16
+        resident = torch.from_numpy(np.array(signed)).to(device)
+        return lambda indices: resident[torch.from_numpy(indices).to(device)].view(dtype)
+    return lambda indices: torch.from_numpy(pixels[indices]).to(device)
+
+
+def predict(
+    network: nn.Module, pixels: np.ndarray, mean: torch.Tensor, std: torch.Tensor, indices: np.ndarray | None = None
+) -> torch.Tensor:
+    """Logits of images in evaluation mode.
+
+    Args:
+        pixels: (images, 64, 64, bands) uint8 or uint16.
+        mean, std: (bands,), on the network's device.
+        indices: which images, in this order; all of them without.
+
+    Returns:
+        (images, 10) float32 on the CPU.
+    """
+    network.eval()
+    read = batch_reader(pixels, mean.device)
+    indices = np.arange(len(pixels)) if indices is None else indices
+    logits = torch.empty(len(indices), len(CLASSES))
+    with torch.inference_mode():
+        for start in range(0, len(indices), BATCH_SIZE):
+            batch = read(indices[start : start + BATCH_SIZE])
+            unused = torch.empty(len(batch), RANDOM_NUMBERS)
+            logits[start : start + BATCH_SIZE] = network(network_input(batch, mean, std, "none", unused)).cpu()
+    return logits
+
+
+def measure(logits: torch.Tensor, labels: np.ndarray) -> dict:
+    """Metrics of logits (images, 10) against labels (images,), all fractions in [0, 1].
+
+    Returns:
+        loss (mean cross-entropy), accuracy, tpr ({class: true-positive rate, i.e. recall}; None for a class without
+        an image), mean_tpr (over the classes that have one), confusion (rows true, columns predicted).
+    """
+    predicted = logits.argmax(1).numpy()
+    every = np.arange(len(CLASSES))
+    tpr = recall_score(labels, predicted, labels=every, average=None, zero_division=np.nan)
+    return {
+        "loss": F.cross_entropy(logits, torch.from_numpy(labels)).item(),
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "mean_tpr": float(np.nanmean(tpr)),
+        "tpr": {name: None if np.isnan(value) else float(value) for name, value in zip(CLASSES, tpr, strict=True)},
+        "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
+    }
+
+
+def logits_hash(logits: torch.Tensor) -> str:
+    return sha256(logits.numpy().tobytes())
+
+
+# The final model -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """A network and all that is to be known of it.
+
+    Attributes:
+        mean, std: (bands,), on the network's device.
+        about: the rest of the file: task, setting, seed, epoch and val metrics that chose it, splits_sha256, versions.
+        sha256: of the file.
+    """
+
+    network: Network
+    mean: torch.Tensor
+    std: torch.Tensor
+    bands: tuple[str, ...]
+    about: dict
+    sha256: str
+
+
+def save_tensors(path: Path, content: object) -> None:
+    """`torch.save`, whole or not at all; the same content gives the same bytes."""
+    buffer = io.BytesIO()  # torch.save into a named file would store that name in it
+    torch.save(content, buffer)
+    with written_whole(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
+
+
+def model_path(task: str) -> Path:
+    return outputs_dir(task) / "final_model.pt"
+
+
+def model_hash(task: str) -> str:
+    return sha256(model_path(task).read_bytes())
+
+
+def load_model(task: str, device: torch.device) -> FinalModel:
+    """Load final_model.pt; nothing about the model is taken from config.py.
+
+    Raises:
+        UserError: the file is missing, damaged, of the other task, or of another kind of network.
+    """
+    path = model_path(task)
+    remedy = f"run: python train_{task}.py"
+    if not path.exists():
+        raise UserError(f"there is no model {shown(path)}; {remedy}")
+    content = load_tensors(path)
+    try:
+        if content["task"] != task:
+            raise UserError(f"{shown(path)} is a model of the task {content['task']!r}; {remedy}")
+        if tuple(content["classes"]) != CLASSES:
+            raise UserError(f"{shown(path)} knows other classes: {', '.join(content['classes'])}; {remedy}")
+        setting = setting_from(content["setting"])
+        network = build_network(setting, weights=None)
+        network.load_state_dict(content["network"])
+        bands = tuple(content["bands"])
+        if not bands == setting.bands or not content["mean"].shape == content["std"].shape == (len(bands),):
+            raise UserError(f"bands and normalisation in {shown(path)} disagree; {remedy}")
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{shown(path)} is no final model of this program ({reason}); {remedy}") from error
+    about = {key: value for key, value in content.items() if key not in ("network", "mean", "std")}
+    network = network.to(device, memory_format=torch.channels_last)
+    return FinalModel(
+        network, content["mean"].to(device), content["std"].to(device), bands, about, sha256(path.read_bytes())
+    )
+
+
+def setting_from(values: dict) -> config.Setting:
+    """The inverse of `dataclasses.asdict`, for values that went through a file."""
+    groups = tuple(tuple(group) for group in values["band_groups"])
+    return config.Setting(**{**values, "band_groups": groups})
+
+
+def setting_values(setting: config.Setting) -> dict:
+    """A setting as plain values that any file format holds."""
+    return {**asdict(setting), "band_groups": [list(group) for group in setting.band_groups]}
+
+
+# The test part ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A final model's look at the test list: logits (images, 10), row i of files[i]."""
+
+    files: list[str]
+    labels: np.ndarray
+    logits: torch.Tensor
+    model_sha256: str
+    images_sha256: str
+    environment: dict
+
+
+def predict_test(task: str) -> Prediction:
+    """Predict the test list with the final model.
+
+    Raises:
+        UserError: no model, no list, a damaged image, or a model trained on other lists, whose training images may be
+            in this test list.
+    """
+    device = prepare()
+    model = load_model(task, device)
+    if model.about["splits_sha256"] != splits_hash(task):
+        raise UserError(
+            f"{shown(model_path(task))} was trained with other lists than those in splits/, so it may have seen these "
+            f"test images; bring the lists back, or run: python train_{task}.py"
+        )
+    split = read_split(task, "test")
+    images = load_images(task, split.files, model.bands)
+    logits = predict(model.network, images.pixels, model.mean, model.std)
+    return Prediction(split.files, split.labels, logits, model.sha256, images.sha256, environment(device))

@@ -1,0 +1,143 @@
+"""Every figure. Plots know arrays, names and paths, no networks."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from dataset import CLASSES, IMAGE_SETS
+from project import written_whole
+
+# Paul Tol's "muted" scheme, told apart by colour-blind readers and in print; its pale grey darkened for lines.
+COLOURS = ("#CC6677", "#332288", "#BBA544", "#117733", "#66B2DD", "#882255", "#44AA99", "#999933", "#AA4499", "#777777")
+DPI = 200
+
+plt.rcParams.update(
+    {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
+)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    with written_whole(path) as partial:
+        # Without the software's version in it, the same figure gives the same bytes.
+        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+    plt.close(figure)
+
+
+def val_curves(path: Path, setting: str, history: list[dict], task: str) -> None:
+    """Val accuracy and TPR of each class over the epochs of one setting.
+
+    Args:
+        history: one row per epoch, with "val_accuracy", "val_mean_tpr" and "val_tpr_<class>" in [0, 1].
+    """
+    epochs = np.arange(1, len(history) + 1)
+    percent = {name: 100 * _column(history, f"val_tpr_{name}") for name in CLASSES}
+    accuracy = 100 * _column(history, "val_accuracy")
+    best = max(range(len(history)), key=lambda i: (history[i]["val_accuracy"], history[i]["val_mean_tpr"]))
+    figure, axes = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+    for colour, name in zip(COLOURS, CLASSES, strict=True):
+        axes.plot(epochs, percent[name], color=colour, linewidth=1, marker=".", markersize=3)
+    axes.plot(epochs, accuracy, color="black", linewidth=2.2, marker=".", markersize=6)
+    axes.axvline(best + 1, color="black", linewidth=0.6, linestyle=":")
+    # The first epochs may lie below the frame: what matters is told apart near the top.
+    settled = np.concatenate([values[len(history) // 4 :] for values in (*percent.values(), accuracy)])
+    low = max(0, 5 * np.floor(np.nanmin(settled) / 5))
+    axes.set(ylim=(low, 100 + (100 - low) * 0.02), xlim=(1 - 0.02 * len(history), len(history) + 0.01))
+    axes.set(xlabel="epoch", ylabel="val accuracy and TPR (%)")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(axis="y", linewidth=0.3)
+    worst = min(CLASSES, key=lambda name: np.nan_to_num(percent[name][best], nan=101))
+    axes.set_title(
+        f"{IMAGE_SETS[task].name}, {setting}: best val accuracy {accuracy[best]:.1f} % in epoch {best + 1};\n"
+        f"its lowest TPR is {percent[worst][best]:.1f} % for {worst}",
+        fontsize=8.5,
+    )
+    labels = [(accuracy[-1], f"accuracy {accuracy[-1]:.1f}", "black")]
+    labels += [
+        (percent[name][-1], f"{name} {percent[name][-1]:.1f}", c) for c, name in zip(COLOURS, CLASSES, strict=True)
+    ]
+    _label_ends(axes, [label for label in labels if np.isfinite(label[0])], low)
+    save(figure, path)
+
+
+def _column(history: list[dict], key: str) -> np.ndarray:
+    return np.array([np.nan if row[key] is None else row[key] for row in history], dtype=float)
+
+
+def _label_ends(axes: plt.Axes, labels: list[tuple[float, str, str]], low: float) -> None:
+    """Write (value, text, colour) right of the frame at each line's end, spread so that none covers another."""
+    high = axes.get_ylim()[1]
+    labels = sorted(labels, reverse=True)
+    slots = np.linspace(high, low, len(labels))  # equal spacing always fits; move towards the value where there is room
+    heights = [np.clip(value, low, high) for value, _, _ in labels]
+    gap = (high - low) / 12.5
+    for i in range(1, len(heights)):
+        heights[i] = min(heights[i], heights[i - 1] - gap)
+    for i in reversed(range(len(heights))):  # and back up where that ran out of the frame
+        floor = low if i == len(heights) - 1 else heights[i + 1] + gap
+        heights[i] = max(heights[i], floor)
+    if heights[0] > high + gap:
+        heights = list(slots)
+    for (value, text, colour), height in zip(labels, heights, strict=True):
+        axes.annotate(
+            text,
+            xy=(1, np.clip(value, low, high)),
+            xytext=(1.035, height),
+            xycoords=("axes fraction", "data"),
+            textcoords=("axes fraction", "data"),
+            color=colour,
+            fontsize=7,
+            va="center",
+            fontweight="bold" if colour == "black" else "normal",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0},
+        )
+
+
+def confusion_matrix(path: Path, confusion: list[list[int]], task: str) -> None:
+    """Counts of test images, rows true classes, columns predicted ones."""
+    counts = np.array(confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    off_diagonal = counts - np.diag(np.diag(counts))
+    true, predicted = np.unravel_index(off_diagonal.argmax(), counts.shape)
+    figure, axes = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
+    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)  # the root shows the few mistakes beside the many hits
+    for row, column in np.ndindex(counts.shape):
+        if counts[row, column]:
+            colour = "white" if shares[row, column] > 0.4 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.spines[:].set_visible(False)
+    accuracy = np.trace(counts) / counts.sum()
+    mistakes = off_diagonal.sum()
+    most = f"; most often {CLASSES[true]} taken for {CLASSES[predicted]} ({off_diagonal.max()})" if mistakes else ""
+    axes.set_title(
+        f"{IMAGE_SETS[task].name} test: {accuracy:.1%} of {counts.sum():,} images right, {mistakes} wrong{most}",
+        fontsize=8.5,
+    )
+    save(figure, path)
+
+
+def ranking(path: Path, rows: list[tuple[str, list[tuple[np.ndarray, str, bool]]]], title: str) -> None:
+    """Rows of images, each with a caption.
+
+    Args:
+        rows: (label of the row, [(image (64, 64, 3) uint8, caption, whether the caption tells of a mistake)]).
+    """
+    columns = max(len(images) for _, images in rows)
+    figure, grid = plt.subplots(
+        len(rows), columns, figsize=(1.28 * columns + 1.3, 1.5 * len(rows) + 0.3), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes_row, (label, images) in zip(grid, rows, strict=True):
+        for axes, (image, caption, mistake) in zip(axes_row, images):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_title(caption, fontsize=6.5, loc="center", pad=2, color="#AA2222" if mistake else "black")
+        axes_row[0].text(-0.08, 0.5, label, transform=axes_row[0].transAxes, ha="right", va="center", fontsize=8)
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    save(figure, path)

@@ -1,0 +1,612 @@
+"""The loop behind train_rgb.py and train_ms.py: fine-tune every setting, keep the best by val.
+
+One process or many: under `torchrun` every process takes its share of each batch, and only the first one writes.
+
+A run that ends early, however it ends, continues when the same command is given again and reaches the same model as an
+uninterrupted run, bit for bit on the same machine. Three things make that so: random numbers are functions of (seed,
+epoch, batch or image), so there is no random state to restore; the learning rate is a function of the step; and last.pt
+holds everything else. A setting's folder belongs to one identity (setting, seed, lists, pixels, initial weights): when
+that changes, the folder is put aside and the setting trained afresh.
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import config
+import plots
+from augment import AUGMENTATIONS, network_input, random_numbers
+from config import Setting
+from dataset import CLASSES, IMAGE_SETS, band_indices, band_statistics, list_text, load_images, read_split, splits_hash
+from evaluation import batch_reader, environment, measure, model_path, predict, prepare, save_tensors, setting_values
+from models import FUSIONS, build_network, known_backbones, load_tensors
+from project import UserError, outputs_dir, sha256, shown, write_json, write_text
+
+CHECKPOINT_SECONDS = 120  # within an epoch, at most this much work is lost
+HISTORY_HEADER = [
+    *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mean_tpr"),
+    *(f"val_tpr_{name}" for name in CLASSES),
+    *("learning_rate", "seconds"),
+]
+
+
+def train(task: str, settings: list[Setting]) -> None:
+    """Train all settings of a task that are not finished, then write final_model.pt and selection.csv.
+
+    Raises:
+        UserError: a wrong setting, missing lists or weights, another training at work here, or a loss that is not a
+            number.
+    """
+    check_settings(task, settings)
+    with processes() as group, place_taken(outputs_dir(task), group), stop_signals() as stop:
+        for setting in settings:
+            train_setting(task, setting, group, stop)
+        if group.rank == 0:
+            keep_best(task, settings)
+
+
+def check_settings(task: str, settings: list[Setting]) -> None:
+    """The one place that validates settings.
+
+    Raises:
+        UserError: names the setting, what is wrong and what is known.
+    """
+    names = [setting.name for setting in settings]
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f"the settings in config.py need different names, and at least one: {', '.join(names)}")
+    for setting in settings:
+        band_indices(task, setting.bands)
+        groups = 1 if setting.fusion == "none" else 2
+        rules = (
+            (setting.name.replace("-", "_").isidentifier(), "its name names a folder: letters, digits, - and _ only"),
+            (setting.augmentation in AUGMENTATIONS, f"unknown augmentation; known: {', '.join(AUGMENTATIONS)}"),
+            (setting.fusion in FUSIONS, f"unknown fusion; known: {', '.join(FUSIONS)}"),
+            ([len(group) for group in setting.band_groups] == [3] * groups, f"takes {groups} group(s) of three bands"),
+            (setting.backbone in known_backbones(), f"unknown backbone; known: {', '.join(known_backbones())}"),
+            (setting.epochs >= 1, "epochs must be at least 1"),
+            (setting.batch_size >= 2, "batch_size must be at least 2"),
+            (32 <= setting.image_size <= 1024, "image_size must be from 32 to 1024"),
+            (setting.learning_rate > 0, "learning_rate must be positive"),
+            (0 <= setting.warmup < 1, "warmup must be from 0 up to, not including, 1"),
+            (setting.early_convolutions >= 1, "early_convolutions must be at least 1"),
+        )
+        for kept, rule in rules:
+            if not kept:
+                raise UserError(f"the setting {setting.name!r} in config.py: {rule}")
+
+
+# Processes, the place, signals -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together, and this one's rank among them and device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+@contextlib.contextmanager
+def processes():
+    """The process group that torchrun started, or this process alone."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield Group(0, 1, prepare())
+        return
+    device = prepare(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(dist.get_rank(), size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def place_taken(folder: Path, group: Group):
+    """Hold a lock on the folder; the system releases it however this process ends.
+
+    Raises:
+        UserError: another training holds it: says which.
+    """
+    if group.rank > 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "train.lock", "a+")
+    except OSError as error:
+        raise UserError(
+            f"cannot write below {shown(folder)}: {error.strerror}; check PROJECT_ROOT in config.py"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UserError(
+                f"{shown(folder)} is being trained by {lock.read().strip()}; wait for it or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        lock.flush()
+        yield
+
+
+class Stop:
+    """Which signal asked for an end, if any (0: none)."""
+
+    signal = 0
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Turn SIGTERM and Ctrl-C into a wish that the loop grants after the batch at hand."""
+    stop = Stop()
+
+    def wish(number: int, frame: object) -> None:
+        stop.signal = number
+
+    former = {number: signal.signal(number, wish) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+# One setting -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """Where a training stands, besides network and optimizer: what last.pt holds of it.
+
+    Attributes:
+        epoch, batch: the next ones to do.
+        loss, correct: sums over the images of the epoch so far.
+        seconds: spent in this epoch so far.
+        history: one row per finished epoch, keys as in HISTORY_HEADER.
+        best: epoch, val_accuracy and val_mean_tpr of best.pt.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+    best: dict | None = None
+
+
+def train_setting(task: str, setting: Setting, group: Group, stop: Stop) -> None:
+    """Train one setting to its last epoch, from wherever it stands."""
+    folder = outputs_dir(task) / setting.name
+    data = load_data(task, setting, group)
+    torch.manual_seed(config.SEED)
+    network = build_network(setting, setting.weights)
+    identity = identify(task, setting, data, network)
+    last = claim_folder(folder, identity, group)
+    network = network.to(group.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
+    progress, precision = Progress(), choose_precision(setting, group.device)
+    if last:
+        network.load_state_dict(last["network"])
+        optimizer.load_state_dict(last["optimizer"])
+        progress, precision = Progress(**last["progress"]), last["precision"]
+    if progress.epoch == setting.epochs:
+        announce(group, f"{setting.name}: finished before, best epoch {progress.best['epoch']}")
+        return
+    if group.rank == 0:
+        about = {"identity": identity, "precision": precision, "processes": group.size, **environment(group.device)}
+        write_json(folder / "setting.json", about)
+    run = Run(folder, setting, data, group, network, optimizer, progress, precision, identity, stop)
+    announce(
+        group, f"{setting.name}: from epoch {progress.epoch + 1} of {setting.epochs} on {group.device}, {precision}"
+    )
+    while progress.epoch < setting.epochs:
+        run.train_epoch()
+        run.finish_epoch()
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pixels (images, 64, 64, bands) and labels of train and val, their hashes, the training list's statistics."""
+
+    train_pixels: np.ndarray
+    train_labels: np.ndarray
+    val_pixels: np.ndarray
+    val_labels: np.ndarray
+    mean: torch.Tensor
+    std: torch.Tensor
+    hashes: dict[str, str]
+
+
+def load_data(task: str, setting: Setting, group: Group) -> Data:
+    """Decode, or find in the cache, what the setting trains on. The first process decodes, the others wait for it."""
+    splits = {part: read_split(task, part) for part in ("train", "val")}
+    if group.rank > 0:
+        dist.barrier()
+    images = {part: load_images(task, split.files, setting.bands) for part, split in splits.items()}
+    if group.size > 1 and group.rank == 0:
+        dist.barrier()
+    mean, std = (torch.from_numpy(values).to(group.device) for values in band_statistics(images["train"].pixels))
+    return Data(
+        images["train"].pixels,
+        splits["train"].labels,
+        images["val"].pixels,
+        splits["val"].labels,
+        mean,
+        std,
+        {
+            "splits_sha256": splits_hash(task),
+            "train_images_sha256": images["train"].sha256,
+            "val_images_sha256": images["val"].sha256,
+        },
+    )
+
+
+def identify(task: str, setting: Setting, data: Data, network: nn.Module) -> dict:
+    """All that decides what a training leads to, but for the machine."""
+    initial = sha256(*(tensor.numpy().tobytes() for tensor in network.state_dict().values()))
+    return {
+        "task": task,
+        "seed": config.SEED,
+        **setting_values(setting),
+        **data.hashes,
+        "initial_network_sha256": initial,
+    }
+
+
+def claim_folder(folder: Path, identity: dict, group: Group) -> dict | None:
+    """The checkpoint to continue from, or None; what another identity left in the folder is put aside."""
+    last = None
+    if (folder / "last.pt").exists():
+        last = load_tensors(folder / "last.pt")
+        former = last.get("identity", {})
+    elif (folder / "setting.json").exists():
+        try:
+            former = json.loads((folder / "setting.json").read_text())["identity"]
+        except (ValueError, KeyError, TypeError):
+            former = {}
+    else:
+        former = identity
+    if group.size > 1:
+        dist.barrier()  # everyone has read before the first one moves anything
+    if former == identity:
+        return last
+    changed = [key for key in identity if former.get(key) != identity[key]]
+    aside = folder.with_name(f"{folder.name}-before-{sha256(json.dumps(former).encode())[:8]}")
+    announce(group, f"{folder.name}: {', '.join(changed)} changed; what was trained before is now in {shown(aside)}")
+    if group.rank == 0:
+        while aside.exists():
+            aside = aside.with_name(aside.name + "-again")
+        folder.rename(aside)
+    return None
+
+
+def choose_precision(setting: Setting, device: torch.device) -> str:
+    """bf16 autocast where it pays, as measured: on GPUs; on CPUs with bfloat16 dot products from 128 pixels on."""
+    if device.type == "cuda":
+        return "bfloat16"
+    fast = "avx512_bf16" in _processor_flags()
+    return "bfloat16" if fast and setting.image_size >= 128 else "float32"
+
+
+def _processor_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def announce(group: Group, text: str) -> None:
+    if group.rank == 0:
+        print(text, flush=True)
+
+
+def learning_rate(setting: Setting, progress: float) -> float:
+    """Linear warm-up, then a half cosine to zero (Loshchilov and Hutter, SGDR, 2017), at a progress from 0 to 1."""
+    if progress < setting.warmup:
+        return setting.learning_rate * progress / setting.warmup
+    return setting.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - setting.warmup) / (1 - setting.warmup)))
+
+
+@dataclass
+class Run:
+    """One setting in training. `train_epoch` moves the network, `finish_epoch` measures, records and keeps."""
+
+    folder: Path
+    setting: Setting
+    data: Data
+    group: Group
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    precision: str
+    identity: dict
+    stop: Stop
+
+    def __post_init__(self) -> None:
+        self.trained = self.network
+        if self.group.size > 1:
+            if self.group.device.type == "cuda":
+                self.trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+            self.trained = DistributedDataParallel(self.trained)
+        self.read = batch_reader(self.data.train_pixels, self.group.device)
+        self.labels = torch.from_numpy(self.data.train_labels).to(self.group.device)
+        self.saved_at = time.monotonic()
+
+    def batches(self) -> list[np.ndarray]:
+        """This epoch's order, cut into nearly equal batches: no last one with a single image."""
+        order = np.random.default_rng((config.SEED, self.progress.epoch, 1)).permutation(len(self.labels))
+        return np.array_split(order, math.ceil(len(order) / self.setting.batch_size))
+
+    def train_epoch(self) -> None:
+        """Every image once, from the batch at hand to the last."""
+        progress, setting, device = self.progress, self.setting, self.group.device
+        batches = self.batches()
+        random = torch.from_numpy(random_numbers(config.SEED, progress.epoch, len(self.labels))).to(device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # on the device: reading it would wait for it
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.network.train()
+        self.started = time.monotonic()
+        bar = tqdm(
+            batches,
+            initial=progress.batch,
+            desc=f"{setting.name} {progress.epoch + 1}/{setting.epochs}",
+            unit="batch",
+            leave=False,
+            disable=True if self.group.rank else None,
+        )
+        for batch in batches[progress.batch :]:
+            step = progress.epoch * len(batches) + progress.batch
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = learning_rate(setting, (step + 0.5) / (setting.epochs * len(batches)))
+            # Reseeded for each batch (dropout, stochastic depth): nothing to restore after an interruption.
+            torch.manual_seed(_batch_seed(progress.epoch, progress.batch, self.group.rank))
+            share = batch[self.group.rank :: self.group.size]
+            images = network_input(self.read(share), self.data.mean, self.data.std, setting.augmentation, random[share])
+            labels = self.labels[share]
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                logits = self.trained(images)
+                loss = F.cross_entropy(logits, labels, label_smoothing=setting.label_smoothing, reduction="sum")
+            # DistributedDataParallel averages over processes; this makes it the mean over the whole batch.
+            (loss * self.group.size / len(batch)).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            loss_sum += loss.detach()
+            correct += (logits.argmax(1) == labels).sum()
+            progress.batch += 1
+            bar.update()
+            stopping = self._agreed_stop()
+            if progress.batch < len(batches) and (stopping or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS):
+                self._take_sums(loss_sum, correct)
+                self.save()
+            if stopping and progress.batch < len(batches):
+                self._leave(stopping)
+        bar.close()
+        self._take_sums(loss_sum, correct)
+
+    def finish_epoch(self) -> None:
+        """Validate, then write the history, its graph, best.pt where it is better, and last, last.pt."""
+        progress, setting, folder = self.progress, self.setting, self.folder
+        val = measure(self.val_logits(), self.data.val_labels)
+        images = len(self.labels)
+        self._take_time()
+        progress.epoch += 1
+        row = {
+            "epoch": progress.epoch,
+            "train_loss": progress.loss / images,
+            "train_accuracy": progress.correct / images,
+            "val_loss": val["loss"],
+            "val_accuracy": val["accuracy"],
+            "val_mean_tpr": val["mean_tpr"],
+            **{f"val_tpr_{name}": val["tpr"][name] for name in CLASSES},
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(progress.seconds, 2),
+        }
+        if not math.isfinite(row["train_loss"] + row["val_loss"]):
+            kept = f"the best epoch so far, {progress.best['epoch']}, is kept" if progress.best else "no epoch is kept"
+            raise UserError(
+                f"the loss of {setting.name} is not a number in epoch {progress.epoch}; {kept} in {shown(folder)}; "
+                "lower its learning_rate in config.py"
+            )
+        progress.history.append(row)
+        progress.batch, progress.loss, progress.correct, progress.seconds = 0, 0.0, 0, 0.0
+        better = not progress.best or _rank(row) > _rank(progress.best)
+        if better:
+            progress.best = {key: row[key] for key in ("epoch", "val_accuracy", "val_mean_tpr")}
+        announce(
+            self.group,
+            f"{setting.name} epoch {row['epoch']}/{setting.epochs}: train loss {row['train_loss']:.3f}, "
+            f"val accuracy {row['val_accuracy']:.2%}, mean TPR {row['val_mean_tpr']:.2%}, {row['seconds']:.1f} s"
+            + (" (best so far)" if better else ""),
+        )
+        if self.group.rank == 0:
+            if better:
+                # Before last.pt: whoever is killed between the two repeats this epoch and writes the same again.
+                save_tensors(folder / "best.pt", {"epoch": row["epoch"], "network": self.network.state_dict()})
+            write_history(folder / "history.csv", progress.history)
+            plots.val_curves(folder / "val_curves.png", setting.name, progress.history, self.identity["task"])
+        self.save()
+        if stopping := self._agreed_stop(certain=True):
+            self._leave(stopping)
+
+    def val_logits(self) -> torch.Tensor:
+        """Val logits (images, 10); every process predicts its share."""
+        group, data = self.group, self.data
+        if group.size == 1:
+            return predict(self.network, data.val_pixels, data.mean, data.std)
+        for buffer in self.network.buffers():  # running statistics, where batch norm is not synchronised
+            dist.broadcast(buffer, 0)
+        shares = [np.arange(rank, len(data.val_labels), group.size) for rank in range(group.size)]
+        gathered: list = [None] * group.size
+        dist.all_gather_object(
+            gathered, predict(self.network, data.val_pixels, data.mean, data.std, shares[group.rank])
+        )
+        logits = torch.empty(len(data.val_labels), len(CLASSES))
+        for share, part in zip(shares, gathered, strict=True):
+            logits[share] = part
+        return logits
+
+    def save(self) -> None:
+        """Write last.pt; the first process does."""
+        self.saved_at = time.monotonic()
+        if self.group.rank > 0:
+            return
+        content = {
+            "identity": self.identity,
+            "precision": self.precision,
+            "progress": vars(self.progress),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_tensors(self.folder / "last.pt", content)
+
+    def _take_sums(self, loss_sum: torch.Tensor, correct: torch.Tensor) -> None:
+        """Move this epoch's sums, over all processes, into the progress."""
+        if self.group.size > 1:
+            dist.all_reduce(loss_sum)
+            dist.all_reduce(correct)
+        self.progress.loss += loss_sum.item()
+        self.progress.correct += correct.item()
+        loss_sum.zero_()
+        correct.zero_()
+        self._take_time()
+
+    def _take_time(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self.started
+        self.started = now
+
+    def _agreed_stop(self, certain: bool = False) -> int:
+        """The signal that asks for an end, the same in all processes, which ask each other every 16 batches."""
+        if self.group.size == 1:
+            return self.stop.signal
+        if self.progress.batch % 16 and not certain:
+            return 0
+        asked = torch.tensor(self.stop.signal, device=self.group.device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return asked.item()
+
+    def _leave(self, number: int) -> None:
+        command = " ".join(["python", Path(sys.argv[0]).name])
+        announce(self.group, f"stopped by {signal.Signals(number).name}; saved. To continue: {command}")
+        raise SystemExit(128 + number)
+
+
+def _batch_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence((config.SEED, *parts)).generate_state(1)[0])
+
+
+def _rank(row: dict) -> tuple[float, float]:
+    """What the best epoch is the highest in."""
+    return row["val_accuracy"], row["val_mean_tpr"]
+
+
+def write_history(path: Path, history: list[dict]) -> None:
+    write_text(path, list_text(HISTORY_HEADER, [[row[key] for key in HISTORY_HEADER] for row in history]))
+
+
+def read_history(path: Path) -> list[dict]:
+    """The rows of a history.csv; numbers as floats, None where a class had no image.
+
+    Raises:
+        UserError: it is missing or not what training writes.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8")), strict=True))
+        history = [{key: float(row[key]) if row[key] else None for key in HISTORY_HEADER} for row in rows]
+        if not history or any(row["epoch"] != number for number, row in enumerate(history, start=1)):
+            raise ValueError("epochs are missing")
+        return history
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)} is missing; run the training again") from None
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{shown(path)} is damaged ({error}); run the training again") from error
+
+
+# The best of all settings ----------------------------------------------------------------------------------------
+
+
+def keep_best(task: str, settings: list[Setting]) -> None:
+    """Write the best epoch of the best setting, by val, as final_model.pt, and how all did as selection.csv."""
+    runs = []
+    for setting in settings:
+        last = load_tensors(outputs_dir(task) / setting.name / "last.pt")
+        runs.append((setting, last["identity"], last["progress"]))
+    setting, identity, progress = max(runs, key=lambda run: _rank(run[2]["best"]))  # the first of equals
+    folder = outputs_dir(task) / setting.name
+    best = load_tensors(folder / "best.pt")
+    if best["epoch"] != progress["best"]["epoch"]:
+        raise UserError(
+            f"{shown(folder)}: best.pt and last.pt are of different runs; delete the folder and train again"
+        )
+    row = progress["history"][best["epoch"] - 1]
+    pixels = load_images(task, read_split(task, "train").files, setting.bands).pixels
+    mean, std = (torch.from_numpy(values) for values in band_statistics(pixels))
+    content = {
+        "task": task,
+        "setting": setting_values(setting),
+        "classes": list(CLASSES),
+        "bands": list(setting.bands),
+        "mean": mean,
+        "std": std,
+        "network": best["network"],
+        "epoch": best["epoch"],
+        "val": {key: value for key, value in row.items() if key.startswith("val_")},
+        "seed": identity["seed"],
+        "splits_sha256": identity["splits_sha256"],
+        "versions": {
+            key: str(value) for key, value in environment(torch.device("cpu")).items() if key.startswith("torch")
+        },
+    }
+    save_tensors(model_path(task), content)
+    header = [
+        "setting",
+        "selected",
+        "best_epoch",
+        "val_accuracy",
+        "val_mean_tpr",
+        "augmentation",
+        "fusion",
+        "bands",
+        "seconds",
+    ]
+    rows = []
+    for other, _, state in runs:
+        rows.append(
+            [
+                *(other.name, "yes" if other is setting else "no"),
+                *(state["best"][key] for key in ("epoch", "val_accuracy", "val_mean_tpr")),
+                *(other.augmentation, other.fusion, " ".join(other.bands)),
+                round(sum(epoch["seconds"] for epoch in state["history"]), 1),
+            ]
+        )
+    write_text(outputs_dir(task) / "selection.csv", list_text(header, rows))
+    print(
+        f"best by val: {setting.name}, epoch {best['epoch']}, accuracy {row['val_accuracy']:.2%}, "
+        f"mean TPR {row['val_mean_tpr']:.2%} ({IMAGE_SETS[task].name})"
+    )
+    print(f"wrote {shown(model_path(task))}, selection.csv beside it, and a folder for each setting")
+    print(f"next: python predict_test.py {task}")
