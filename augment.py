@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-RANDOM_NUMBERS = 20  # per image: 7 for the geometry and the gain, then one offset for each of at most 13 bands
+RANDOM_NUMBERS = 21  # per image: 8 for the geometry and the gain, then one offset for each of at most 13 bands
 
 SCALE = 1.15  # zoom in or out by at most this factor (log-uniform)
 SHIFT = 0.08  # of the image's side, at most, in each direction
-GAIN = 0.15  # reflectances times 1 ± this
-OFFSET = 0.1  # standard deviations of each band, plus or minus, at most
+GAIN = 0.1  # reflectances times 1 ± this
+OFFSET = 0.05  # standard deviations of each band, plus or minus, at most
 
 
 def random_numbers(seed: int, epoch: int, images: int) -> np.ndarray:
@@ -59,21 +59,26 @@ def mild(images: torch.Tensor, random: torch.Tensor, std: torch.Tensor) -> torch
 
 
 def strong(images: torch.Tensor, random: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """One of the eight flips and quarter turns, a modest zoom and shift, a common gain and an offset per band."""
+    """One of the eight flips and quarter turns, a modest zoom and shift, a common gain and an offset per band.
+
+    Sampling between pixels blurs, and batch norm would come to expect blurred images: so half of the images are neither
+    zoomed nor shifted and keep their pixels to rounding.
+    """
     sign_x, sign_y = (torch.where(random[:, column] < 0.5, -1.0, 1.0) for column in (0, 1))
-    transpose = random[:, 2] < 0.5
-    zoom = torch.exp((2 * random[:, 3] - 1) * math.log(SCALE))
+    transpose, moved = random[:, 2] < 0.5, random[:, 3] < 0.5
+    zoom = torch.where(moved, torch.exp((2 * random[:, 4] - 1) * math.log(SCALE)), 1.0)
     # Each row maps an output position (x, y, 1) in [-1, 1] to the input position that is sampled there.
     matrix = torch.zeros(len(images), 2, 3, device=images.device)
     matrix[:, 0, 0] = torch.where(transpose, 0.0, sign_x * zoom)
     matrix[:, 0, 1] = torch.where(transpose, sign_x * zoom, 0.0)
     matrix[:, 1, 0] = torch.where(transpose, sign_y * zoom, 0.0)
     matrix[:, 1, 1] = torch.where(transpose, 0.0, sign_y * zoom)
-    matrix[:, :, 2] = (2 * random[:, 4:6] - 1) * 2 * SHIFT  # the side has length 2 here
+    shift = (2 * random[:, 5:7] - 1) * 2 * SHIFT  # the side has length 2 here
+    matrix[:, :, 2] = torch.where(moved[:, None], shift, 0.0)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    gain = 1 + (2 * random[:, 6, None, None, None] - 1) * GAIN
-    offset = (2 * random[:, 7 : 7 + images.shape[1], None, None] - 1) * OFFSET * std
+    images = F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    gain = 1 + (2 * random[:, 7, None, None, None] - 1) * GAIN
+    offset = (2 * random[:, 8 : 8 + images.shape[1], None, None] - 1) * OFFSET * std
     return images * gain + offset
 
 

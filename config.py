@@ -66,8 +66,8 @@ class Setting:
 
 
 RGB_SETTINGS = [
-    Setting("mild", augmentation="mild", epochs=8),
-    Setting("strong", augmentation="strong", epochs=8),
+    Setting("mild", augmentation="mild", epochs=6),
+    Setting("strong", augmentation="strong", epochs=10),
 ]
 
 _INFRARED = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)

@@ -50,9 +50,10 @@ def val_curves(path: Path, setting: str, history: list[dict], task: str) -> None
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", linewidth=0.3)
     worst = min(CLASSES, key=lambda name: np.nan_to_num(percent[name][best], nan=101))
+    lowest = percent[worst][best]
     axes.set_title(
         f"{IMAGE_SETS[task].name}, {setting}: best val accuracy {accuracy[best]:.1f} % in epoch {best + 1};\n"
-        f"its lowest TPR is {percent[worst][best]:.1f} % for {worst}",
+        + ("every class is found whole" if lowest == 100 else f"the lowest TPR is {lowest:.1f} %, {worst}"),
         fontsize=8.5,
     )
     labels = [(accuracy[-1], f"accuracy {accuracy[-1]:.1f}", "black")]
@@ -71,16 +72,13 @@ def _label_ends(axes: plt.Axes, labels: list[tuple[float, str, str]], low: float
     """Write (value, text, colour) right of the frame at each line's end, spread so that none covers another."""
     high = axes.get_ylim()[1]
     labels = sorted(labels, reverse=True)
-    slots = np.linspace(high, low, len(labels))  # equal spacing always fits; move towards the value where there is room
     heights = [np.clip(value, low, high) for value, _, _ in labels]
     gap = (high - low) / 12.5
-    for i in range(1, len(heights)):
+    for i in range(1, len(heights)):  # push down what is too near to the label above
         heights[i] = min(heights[i], heights[i - 1] - gap)
-    for i in reversed(range(len(heights))):  # and back up where that ran out of the frame
+    for i in reversed(range(len(heights))):  # and back up what that pushed out of the frame
         floor = low if i == len(heights) - 1 else heights[i + 1] + gap
         heights[i] = max(heights[i], floor)
-    if heights[0] > high + gap:
-        heights = list(slots)
     for (value, text, colour), height in zip(labels, heights, strict=True):
         axes.annotate(
             text,
@@ -92,7 +90,14 @@ def _label_ends(axes: plt.Axes, labels: list[tuple[float, str, str]], low: float
             fontsize=7,
             va="center",
             fontweight="bold" if colour == "black" else "normal",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.4,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
 
 

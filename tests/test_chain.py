@@ -1,0 +1,207 @@
+"""The whole chain as a user runs it, and what the grader's scripts say when something was changed."""
+
+import csv
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pypdf
+import pytest
+import torch
+from conftest import CODE
+from sklearn.metrics import accuracy_score, recall_score
+
+from dataset import CLASSES
+
+SCRIPTS = sorted(path.name for path in CODE.glob("*.py") if "__main__" in path.read_text())
+
+
+def test_every_script_names_what_it_wrote_and_the_next_command(trained):
+    for script, output in trained.transcript.items():
+        assert "next: " in output, script
+        assert "wrote" in output or "nothing was written" in output or script == "reproduce.py", script
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_what_is_read_and_written(user, script):
+    output = user.run(script, "--help")
+    assert "writes" in output and len(output.splitlines()) < 40
+    assert user.run(script, "--sed", status=2).count("unrecognized arguments") == 1
+
+
+def test_test_metrics_are_those_of_the_saved_logits(trained):
+    for task in ("rgb", "ms"):
+        folder = trained.root / "outputs/demo" / task
+        logits = torch.load(folder / "test_logits.pt", weights_only=True)
+        rows = list(csv.DictReader((folder / "test_files.csv").open()))
+        metrics = json.loads((folder / "test_metrics.json").read_text())
+        labels = [int(row["label"]) for row in rows]
+        predicted = logits.argmax(1).tolist()
+        assert logits.shape == (20, 10) and logits.dtype == torch.float32
+        assert (folder / "test_files.csv").read_text() == (trained.root / "splits/demo" / task / "test.csv").read_text()
+        assert metrics["accuracy"] == accuracy_score(labels, predicted)
+        recall = recall_score(labels, predicted, labels=range(10), average=None, zero_division=np.nan)
+        assert list(metrics["tpr"].values()) == recall.tolist() and list(metrics["tpr"]) == list(CLASSES)
+        assert np.trace(metrics["confusion"]) == round(metrics["accuracy"] * 20)
+
+
+def test_reproduced_to_the_last_bit(trained):
+    output = trained.transcript["reproduce.py"]
+    assert output.count("\nREPRODUCED") == 2 and "max |difference| 0" in output
+
+
+def test_comparing_never_writes(trained_copy):
+    before = {path: path.stat().st_mtime_ns for path in trained_copy.root.rglob("*") if path.is_file()}
+    trained_copy.run("reproduce.py", "rgb")
+    assert {path: path.stat().st_mtime_ns for path in trained_copy.root.rglob("*") if path.is_file()} == before
+
+
+def change_a_logit(user):
+    path = user.root / "outputs/demo/rgb/test_logits.pt"
+    logits = torch.load(path, weights_only=True)
+    logits[7, 3] += 0.01
+    torch.save(logits, path)
+
+
+def swap_rows(user):
+    path = user.root / "outputs/demo/rgb/test_files.csv"
+    lines = path.read_text().splitlines()
+    lines[3], lines[9] = lines[9], lines[3]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def change_the_model(user):
+    path = user.root / "outputs/demo/rgb/final_model.pt"
+    content = torch.load(path, weights_only=True)
+    content["network"]["linear.bias"][0] += 0.01
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (change_a_logit, ["saved logits or file list were changed", "differ by up to 0.01", "row 8"]),
+        (swap_rows, ["in another order"]),
+        (change_the_model, ["saved for another model"]),
+    ],
+)
+def test_not_reproduced_says_why(trained_copy, change, told):
+    change(trained_copy)
+    output = trained_copy.run("reproduce.py", "rgb", status=1)
+    verdict = [line for line in output.splitlines() if line.startswith("NOT REPRODUCED")]
+    assert len(verdict) == 1 and all(text in verdict[0] for text in told), output
+
+
+def test_one_swapped_image_is_not_reproduced(trained_copy, own_sample):
+    first, second = [
+        own_sample / line.split(",")[0]
+        for line in (trained_copy.root / "splits/demo/rgb/test.csv").read_text().splitlines()[5:15:9]
+    ]
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+    output = trained_copy.run("reproduce.py", "rgb", status=1, EUROSAT_DATASET_ROOT=str(own_sample))
+    assert "NOT REPRODUCED: the pixels of some test image differ" in output
+
+
+def test_a_truncated_reference_is_named(trained_copy):
+    path = trained_copy.root / "outputs/demo/rgb/test_logits.pt"
+    path.write_bytes(path.read_bytes()[:200])
+    assert "is damaged" in trained_copy.refused("reproduce.py", "rgb")
+
+
+def test_save_keeps_the_former_reference(trained_copy):
+    folder = trained_copy.root / "outputs/demo/rgb"
+    change_a_logit(trained_copy)
+    former = (folder / "test_logits.pt").read_bytes()
+    trained_copy.run("reproduce.py", "rgb", "--save")
+    assert (folder / "test_logits.pt.backup").read_bytes() == former
+    assert "\nREPRODUCED" in trained_copy.run("reproduce.py", "rgb")
+
+
+def test_a_model_of_other_lists_does_not_see_the_test_list(trained_copy):
+    trained_copy.run("split_data.py", "--overwrite", TEST_CONFIG="config.SEED = 99")
+    assert "was trained with other lists" in trained_copy.refused("predict_test.py", "rgb")
+
+
+def test_ranking(trained):
+    folder = trained.root / "outputs/demo/rgb"
+    rows = list(csv.DictReader((folder / "ranking.csv").open()))
+    probabilities = torch.load(folder / "test_logits.pt", weights_only=True).double().softmax(1)
+    files = [row["file"] for row in csv.DictReader((folder / "test_files.csv").open())]
+    for name in ("AnnualCrop", "Forest", "Highway"):
+        order = sorted(range(20), key=lambda i: -probabilities[i, CLASSES.index(name)])
+        ranked = [files[i] for i in order]
+        of = {
+            row: [r["file"] for r in rows if (r["class_name"], r["row"]) == (name, row)]
+            for row in ("top 5", "bottom 5")
+        }
+        assert of["top 5"] == ranked[:5] and of["bottom 5"] == ranked[:-6:-1]
+    own = [row for row in rows if row["row"] == "bottom 5 of its own"]
+    assert all(row["true_class"] == row["class_name"] for row in own) and len(own) == 3 * 2
+
+
+def test_report(trained):
+    pdf = pypdf.PdfReader(trained.root / "report/report-demo.pdf")
+    text = "\n".join(page.extract_text() for page in pdf.pages)
+    accuracy = json.loads((trained.root / "outputs/demo/ms/test_metrics.json").read_text())["accuracy"]
+    assert len(pdf.pages) <= 3
+    for needed in (
+        "not filled in",
+        "DATASET_ROOT",
+        "predict_test.py",
+        "reproduce.py",
+        f"{100 * accuracy:.1f}".rstrip("0").rstrip("."),
+        "stand-in",
+    ):
+        assert needed in text, needed
+    assert "Missing here" not in text
+
+
+def test_report_names_what_is_missing_and_the_team(trained_copy):
+    (trained_copy.root / "outputs/demo/ms/ranking.png").unlink()
+    (trained_copy.root / "outputs/demo/rgb/test_metrics.json").unlink()
+    team = "config.TEAM = [('Ada Lovelace', 3141592)]"
+    output = trained_copy.run("make_report.py", TEST_CONFIG=team)
+    assert "missing: outputs/demo/ms/ranking.png" in output and "missing: outputs/demo/rgb/test_metrics.json" in output
+    text = pypdf.PdfReader(trained_copy.root / "report/report-demo.pdf").pages[0].extract_text()
+    assert (
+        "Missing here: outputs/demo/rgb/test_metrics.json" in text.replace("\n", " ")
+        and "Ada Lovelace (3141592)" in text
+    )
+
+
+def test_old_test_results_are_not_reported_for_a_new_model(trained_copy):
+    change_the_model(trained_copy)
+    assert "missing: test results of the present" in trained_copy.run("make_report.py")
+    assert "is of another model" in trained_copy.refused("rank_images.py", "rgb")
+
+
+def test_one_task_works_without_the_other(user, own_sample):
+    shutil.rmtree(own_sample / "EuroSAT_MS")
+    user.environment["EUROSAT_DATASET_ROOT"] = str(own_sample)
+    assert "no lists for ms" in user.run("split_data.py")
+    for script in (
+        "verify_splits.py",
+        "train_rgb.py",
+        "predict_test.py",
+        "reproduce.py",
+        "rank_images.py",
+        "make_report.py",
+    ):
+        user.run(script)
+    assert "python split_data.py" in user.refused("train_ms.py")
+
+
+def test_the_data_set_is_never_touched(trained, sample):
+    """After the whole chain the sample is what generating it anew gives."""
+    from make_sample import make_sample
+
+    anew = trained.root.parent / "anew"
+    make_sample(anew, 10, seed=1)
+    hashes = [
+        {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()}
+        for root in (sample, anew)
+    ]
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 200

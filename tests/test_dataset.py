@@ -1,0 +1,151 @@
+"""Images become what a network sees: the right bands, the same tensors on both ways, augmentation by image."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tifffile import imwrite
+from torch.utils.data import DataLoader
+
+import config
+import dataset
+from augment import AUGMENTATIONS, RANDOM_NUMBERS, network_input, random_numbers
+from dataset import CLASSES, MS_BANDS, EuroSATDataset, band_statistics, load_images, read_image, read_split
+from project import UserError
+from split_data import find_image_sets, make_lists, make_record, write_lists
+
+
+@pytest.fixture
+def lists(project):
+    found = find_image_sets()
+    write_lists(make_lists(found, config.SEED, None, False), make_record(found, config.SEED))
+
+
+def test_bands_are_addressed_by_name(project, own_sample, monkeypatch):
+    """A tif whose bands hold their index: B8A is the last, B10 the tenth of the file."""
+    monkeypatch.setattr(config, "DATASET_ROOT", own_sample)
+    pixels = np.broadcast_to(np.arange(13, dtype=np.uint16), (64, 64, 13))
+    imwrite(own_sample / "index.tif", pixels, photometric="minisblack", planarconfig="contig")
+    bands = ("B8A", "B04", "B08", "B10", "B11", "B01")
+    images = load_images("ms", ["index.tif"], bands)
+    assert images.pixels[0, 5, 7].tolist() == [12, 3, 7, 9, 10, 0]
+    with pytest.raises(UserError, match=r"unknown band 'B8' of the multispectral set; known: B01, .*, B8A"):
+        load_images("ms", ["index.tif"], ["B8"])
+
+
+def test_bands_are_physically_right(project, sample):
+    """As in the originals: B10 (cirrus) near 10; B8A over forest near B08, far above red."""
+    forest = read_image("EuroSAT_MS/Forest/Forest_1.tif", "ms").astype(float).mean((0, 1))
+    band = dict(zip(MS_BANDS, forest, strict=True))
+    assert band["B10"] < 50 and abs(band["B8A"] / band["B08"] - 1) < 0.2 and band["B8A"] > 3 * band["B04"]
+
+
+@pytest.mark.parametrize("options", [{"compression": "deflate"}, {"planarconfig": "separate"}, {"rowsperstrip": 4}])
+def test_any_encoding_of_a_tif_gives_the_same_pixels(project, own_sample, monkeypatch, options):
+    monkeypatch.setattr(config, "DATASET_ROOT", own_sample)
+    pixels = np.random.default_rng(0).integers(0, 65536, (64, 64, 13), dtype=np.uint16)
+    stored = pixels.transpose(2, 0, 1) if options.get("planarconfig") == "separate" else pixels
+    options = {"planarconfig": "contig", **options}
+    imwrite(own_sample / "x.tif", stored, photometric="minisblack", **options)
+    assert (read_image("x.tif", "ms") == pixels).all()
+
+
+def test_jpeg_pixels_are_those_of_pillow(project, sample):
+    for path in sorted((sample / "EuroSAT_RGB").rglob("*.jpg"))[::7]:
+        assert (read_image(str(path.relative_to(sample)), "rgb") == np.asarray(Image.open(path))).all()
+
+
+@pytest.mark.parametrize("task", ["rgb", "ms"])
+def test_both_ways_give_the_same_tensors(lists, task):
+    """The data set in a DataLoader with workers, twice, in any batch; and the batch way: bit for bit."""
+    bands = ("B04", "B03", "B02") if task == "rgb" else ("B04", "B03", "B02", "B8A", "B11", "B12")
+    data = EuroSATDataset(task, "val", bands)
+    one_by_one = torch.stack([data[i][0] for i in range(len(data))])
+    batches = list(DataLoader(data, batch_size=7, num_workers=2))
+    assert torch.equal(one_by_one, torch.cat([images for images, _ in batches]))
+    assert torch.cat([labels for _, labels in batches]).tolist() == data.labels.tolist()
+    pixels = torch.from_numpy(np.array(load_images(task, data.files, bands).pixels))
+    random = torch.empty(len(pixels), RANDOM_NUMBERS)
+    mean, std = torch.from_numpy(data.mean), torch.from_numpy(data.std)
+    whole = network_input(pixels, mean, std, "none", random)
+    assert torch.equal(one_by_one, whole) and whole.is_contiguous(memory_format=torch.channels_last)
+    assert whole.dtype == torch.float32 and whole.shape == (20, len(bands), 64, 64)
+
+
+def test_scaling_to_0_1_and_standardising(lists):
+    train = load_images("ms", read_split("ms", "train").files, ("B04", "B10")).pixels
+    mean, std = band_statistics(train)
+    values = train.reshape(-1, 2) / 65535
+    assert np.allclose(mean, values.mean(0), rtol=1e-5) and np.allclose(std, values.std(0), rtol=1e-4)
+    images = torch.stack([image for image, _ in EuroSATDataset("ms", "train", ("B04", "B10"))])
+    assert images.mean((0, 2, 3)).abs().max() < 1e-3 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_a_constant_band_stays_finite():
+    mean, std = band_statistics(np.full((2, 64, 64, 1), 7, np.uint16))
+    assert std == 1 and mean == np.float32(7 / 65535)
+
+
+@pytest.mark.parametrize("augmentation", ["mild", "strong"])
+def test_augmentation_depends_on_seed_epoch_and_image_alone(lists, augmentation):
+    data = EuroSATDataset("rgb", "train", augmentation=augmentation)
+    data.set_epoch(3)
+    whole = torch.stack([data[i][0] for i in range(len(data))])
+    shuffled = [5, 0, 59, 17]
+    assert torch.equal(torch.stack([data[i][0] for i in shuffled]), whole[shuffled])
+    workers = torch.cat([images for images, _ in DataLoader(data, batch_size=9, num_workers=2)])
+    assert torch.equal(workers, whole)
+    data.set_epoch(4)
+    assert not torch.equal(data[0][0], whole[0]) or not torch.equal(data[1][0], whole[1])
+    assert not np.array_equal(random_numbers(1, 3, 5), random_numbers(2, 3, 5))
+
+
+def test_mild_mirrors_and_strong_does_more():
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    seen = {tuple(AUGMENTATIONS["mild"](image, torch.rand(1, RANDOM_NUMBERS), 1).flatten().tolist()) for _ in range(99)}
+    flips = (image, image.flip(2), image.flip(3), image.flip(2).flip(3))
+    assert seen == {tuple(flip.flatten().tolist()) for flip in flips}
+    random = torch.full((1, RANDOM_NUMBERS), 0.5)  # no flip, no turn, no zoom, no shift, no gain, no offset
+    still = AUGMENTATIONS["strong"](image, random, torch.ones(1, 1, 1))
+    assert torch.allclose(still, image, atol=1e-5)
+    turned = random.clone()
+    turned[:, 2] = 0
+    assert torch.allclose(AUGMENTATIONS["strong"](image, turned, torch.ones(1, 1, 1)), image.transpose(2, 3), atol=1e-5)
+    bright = random.clone()
+    bright[:, 7] = 1
+    assert torch.allclose(AUGMENTATIONS["strong"](image, bright, torch.ones(1, 1, 1)), image * 1.1, atol=1e-4)
+
+
+def test_evaluation_has_no_augmentation(lists):
+    data = EuroSATDataset("rgb", "test")
+    first = data[3][0]
+    data.set_epoch(9)
+    assert torch.equal(data[3][0], first)
+
+
+def test_cache_is_valid_for_exactly_these_files(project, own_sample, monkeypatch):
+    monkeypatch.setattr(config, "DATASET_ROOT", own_sample)
+    files = [f"EuroSAT_RGB/Forest/Forest_{n}.jpg" for n in (1, 2, 3)]
+    first = load_images("rgb", files, ("B04", "B03", "B02"))
+    assert isinstance(first.pixels, np.memmap)
+    decoded = []
+    real = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda file, task: decoded.append(file) or real(file, task))
+    again = load_images("rgb", files, ("B04", "B03", "B02"))
+    assert not decoded and again.sha256 == first.sha256 and (again.pixels == first.pixels).all()
+    load_images("rgb", files[:2], ("B04", "B03", "B02"))
+    assert len(decoded) == 2
+    reversed_bands = load_images("rgb", files, ("B02", "B03", "B04"))
+    assert len(decoded) == 5 and (reversed_bands.pixels[..., ::-1] == first.pixels).all()
+    (own_sample / files[0]).write_bytes((own_sample / "EuroSAT_RGB/River/River_1.jpg").read_bytes())
+    changed = load_images("rgb", files, ("B04", "B03", "B02"))
+    assert changed.sha256 != first.sha256 and (changed.pixels[0] != first.pixels[0]).any()
+    for path in (project / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])  # as after a full disk: decoded again
+    assert load_images("rgb", files, ("B04", "B03", "B02")).sha256 == changed.sha256
+
+
+def test_labels_are_the_alphabetical_order(lists):
+    split = read_split("rgb", "train")
+    assert list(CLASSES) == sorted(CLASSES) and set(split.labels) == set(range(10))
+    assert all(f"/{CLASSES[label]}/" in file for file, label in zip(split.files, split.labels, strict=True))

@@ -1,0 +1,170 @@
+"""Networks: loaded weights everywhere but in the linear layer, and fusions that are what they claim to be."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from config import NEAR_AND_SHORT_WAVE_INFRARED, RED_GREEN_BLUE, Setting
+from models import Backbone, build_network, torchvision_models
+from project import UserError
+
+BACKBONES = ("mobilenet_v2", "resnet18", "efficientnet_b0", "convnext_tiny")
+GROUPS = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)
+SIX_BANDS = Setting("x", "none", epochs=1, band_groups=GROUPS, weights="DEFAULT")
+FUSED = [
+    {"fusion": "concat"},
+    {"fusion": "concat", "separate_backbones": True},
+    {"fusion": "add"},
+    {"fusion": "add", "separate_backbones": True},
+    {"fusion": "early"},
+    {"fusion": "attention"},
+]
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Stand-ins for the downloaded files: torchvision's networks with random tensors."""
+    torch.manual_seed(0)
+    return {name: torchvision_models.get_model(name, weights=None).state_dict() for name in BACKBONES}
+
+
+@pytest.fixture
+def with_weights(project, weights):
+    """Those files where a user would put them."""
+    (project / "pretrained").mkdir()
+    for name in BACKBONES:
+        torch.save(weights[name], models.weights_file(name))
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "densenet121", "shufflenet_v2_x0_5", "regnet_y_400mf", "swin_t"])
+def test_cut_after_the_pooling_then_its_own_head_is_the_whole_network(name):
+    torch.manual_seed(0)
+    whole = torchvision_models.get_model(name, weights=None).eval()
+    backbone = Backbone(name).eval()
+    if name != "swin_t":  # torchvision has its norm outside the features
+        backbone.load(whole.state_dict())
+    else:
+        backbone.features.features, backbone.features.norm = whole.features, whole.norm
+    head = [module for module in whole.modules() if isinstance(module, nn.Linear) and module.out_features == 1000][-1]
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(head(backbone(images)), whole(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "googlenet", "resnet1"])
+def test_backbones_that_cannot_be_cut_are_refused(name):
+    with pytest.raises(UserError, match=r"known: |cannot be cut"):
+        Backbone(name)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("change", [{"fusion": "none", "band_groups": (RED_GREEN_BLUE,)}, *FUSED])
+def test_every_tensor_is_loaded_but_the_linear_layer(with_weights, weights, name, change):
+    """Each tensor outside the linear layer and the new attention equals one in the file, of the right name."""
+    if name != "mobilenet_v2" and change["fusion"] not in ("concat", "early"):
+        return
+    network = build_network(dataclasses.replace(SIX_BANDS, backbone=name, **change), "DEFAULT")
+    new = ("linear.", "gate", "query.", "key.", "value.", "out.", "norm.")
+    for key, tensor in network.state_dict().items():
+        if key.startswith(new):
+            continue
+        theirs = key.split("backbone.")[-1].removeprefix("backbones.0.").removeprefix("backbones.1.")
+        theirs = theirs.removeprefix("features.").replace("norm.", "classifier.", theirs.startswith("norm."))
+        theirs = theirs.replace(".first.", ".").replace(".second.", ".")
+        assert torch.equal(tensor, weights[name][theirs]), key
+    linear = [module for key, module in network.named_modules() if key == "linear"]
+    assert len(linear) == 1 and linear[0].out_features == 10
+
+
+def test_one_linear_layer_and_one_network(with_weights):
+    for change in FUSED[:5]:
+        network = build_network(dataclasses.replace(SIX_BANDS, **change), "DEFAULT")
+        assert [type(m) for m in network.modules()].count(nn.Linear) == 1
+        assert network(torch.randn(2, 6, 64, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    "name, convolutions", [("mobilenet_v2", 1), ("mobilenet_v2", 3), ("resnet18", 1), ("convnext_tiny", 1)]
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_early_fusion_of_the_same_bands_twice_is_the_three_band_network(with_weights, name, convolutions, training):
+    torch.manual_seed(1)
+    setting = dataclasses.replace(SIX_BANDS, fusion="early", backbone=name, early_convolutions=convolutions)
+    six = build_network(setting, "DEFAULT")
+    three = build_network(
+        dataclasses.replace(setting, fusion="none", band_groups=(RED_GREEN_BLUE,), early_convolutions=1), "DEFAULT"
+    )
+    three.linear.load_state_dict(six.linear.state_dict())
+    twins = [module for module in six.modules() if isinstance(module, models.TwinConvolution)]
+    assert len(twins) == convolutions
+    images = torch.randn(4, 3, 64, 64)
+    torch.manual_seed(2)
+    expected = three.train(training)(images)
+    torch.manual_seed(2)
+    # Stochastic depth draws for each image; everything else must agree.
+    got = six.train(training)(torch.cat([images, images], dim=1))
+    assert torch.allclose(got, expected, atol=1e-4)
+
+
+def test_early_fusion_inside_a_residual_branch_is_refused(with_weights):
+    with pytest.raises(UserError, match="smaller early_convolutions"):
+        build_network(dataclasses.replace(SIX_BANDS, fusion="early", backbone="resnet18", early_convolutions=2), None)
+
+
+def test_attention_starts_as_plain_late_fusion_and_can_learn(with_weights):
+    torch.manual_seed(0)
+    attention = build_network(dataclasses.replace(SIX_BANDS, fusion="attention"), "DEFAULT").eval()
+    plain = build_network(dataclasses.replace(SIX_BANDS, fusion="concat"), "DEFAULT").eval()
+    plain.linear.load_state_dict(attention.linear.state_dict())
+    images = torch.randn(3, 6, 64, 64)
+    logits = attention(images)
+    assert torch.equal(logits, plain(images))
+    logits.logsumexp(1).sum().backward()
+    assert attention.gate.grad.abs() > 0
+    with torch.no_grad():
+        attention.gate.fill_(1)
+        assert not torch.allclose(attention(images), logits)
+
+
+def test_a_shared_backbone_sees_both_groups_in_one_batch(with_weights):
+    """Its running statistics must be those of both groups together, or evaluation sees another network."""
+    network = build_network(dataclasses.replace(SIX_BANDS, fusion="concat"), "DEFAULT").train()
+    batches = []
+    network.backbones[0].features.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
+    network(torch.randn(4, 6, 64, 64))
+    assert batches == [8] and len(network.backbones) == 1
+
+
+def test_images_are_resized_to_the_settings_size(with_weights):
+    network = build_network(dataclasses.replace(SIX_BANDS, fusion="concat", image_size=96), "DEFAULT")
+    sizes = []
+    network.backbones[0].register_forward_pre_hook(lambda *_: None)
+    network.backbones[0].features.register_forward_hook(
+        lambda module, inputs, output: sizes.append(inputs[0].shape[-1])
+    )
+    network(torch.randn(2, 6, 64, 64))
+    assert sizes == [96]
+
+
+def test_weights_of_another_network_are_refused(with_weights, project):
+    models.weights_file("resnet18").write_bytes(models.weights_file("mobilenet_v2").read_bytes())
+    with pytest.raises(UserError, match="not those of resnet18"):
+        models.load_backbone("resnet18", "DEFAULT")
+
+
+def test_unknown_weights_are_refused(project):
+    with pytest.raises(UserError, match="unknown weights 'BEST' of resnet18; known: DEFAULT, IMAGENET1K_V1"):
+        models.load_backbone("resnet18", "BEST")
+
+
+def test_random_weights_only_where_asked_for(project, monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    with pytest.raises(UserError, match=r"python download_weights\.py"):
+        models.load_backbone("mobilenet_v2", "DEFAULT")
+    assert models.load_backbone("mobilenet_v2", None).channels == 1280
