@@ -4,7 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-DEMO := EUROSAT_PROFILE=demo EUROSAT_DATASET_ROOT=sample EUROSAT_PROJECT_ROOT=
 
 .PHONY: install demo test
 
@@ -15,17 +14,20 @@ $(VENV)/installed: requirements.txt
 	$(RUN) -m pip install --quiet --requirement requirements.txt
 	touch $@
 
+demo: export EUROSAT_PROFILE := demo
+demo: export EUROSAT_DATASET_ROOT := sample
+demo: export EUROSAT_PROJECT_ROOT :=
 demo: install
 	$(RUN) download_weights.py
 	$(RUN) make_sample.py
-	$(DEMO) $(RUN) split_data.py
-	$(DEMO) $(RUN) verify_splits.py
-	$(DEMO) $(RUN) train_rgb.py
-	$(DEMO) $(RUN) train_ms.py
-	$(DEMO) $(RUN) predict_test.py
-	$(DEMO) $(RUN) reproduce.py
-	$(DEMO) $(RUN) rank_images.py
-	$(DEMO) $(RUN) make_report.py
+	$(RUN) split_data.py
+	$(RUN) verify_splits.py
+	$(RUN) train_rgb.py
+	$(RUN) train_ms.py
+	$(RUN) predict_test.py
+	$(RUN) reproduce.py
+	$(RUN) rank_images.py
+	$(RUN) make_report.py
 
 test: install
 	$(VENV)/bin/ruff check .

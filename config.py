@@ -6,7 +6,7 @@ Paths and the profile can also come from the environment, which wins over this f
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # The two paths ---------------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ class Setting:
 
 
 RGB_SETTINGS = [
-    Setting("mild", augmentation="mild", epochs=6),
-    Setting("strong", augmentation="strong", epochs=10),
+    Setting("mild", augmentation="mild", epochs=6, image_size=96),
+    Setting("strong", augmentation="strong", epochs=10, image_size=96),
 ]
 
 _INFRARED = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)
@@ -78,6 +78,10 @@ MS_SETTINGS = [
     Setting("infrared_early", "strong", epochs=20, band_groups=_INFRARED, fusion="early"),
     Setting("infrared_attention", "strong", epochs=20, band_groups=_INFRARED, fusion="attention"),
 ]
+
+if PROFILE == "demo":  # the generated sample is small and simple, and the demo shall be quick
+    RGB_SETTINGS = [replace(setting, epochs=5, image_size=64) for setting in RGB_SETTINGS]
+    MS_SETTINGS = [replace(setting, epochs=5) for setting in MS_SETTINGS]
 
 # Classes whose best and worst ranked test images are shown.
 RANKED_CLASSES = ("AnnualCrop", "Forest", "Highway")

@@ -95,11 +95,12 @@ def find_images(task: str) -> dict[str, str] | None:
         raise UserError(f"the data set root {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}")
     image_set = IMAGE_SETS[task]
     try:
-        for folder in image_set.folders:
-            counts = {name: _images_in(root, folder, name, image_set.suffixes) for name in CLASSES}
-            if any(counts.values()):
-                break
-        else:
+        counts: dict[str, list[str]] = {}
+        for candidate in image_set.folders:  # the one with most classes: a stray folder does not hide the data set
+            in_candidate = {name: _images_in(root, candidate, name, image_set.suffixes) for name in CLASSES}
+            if sum(map(bool, in_candidate.values())) > sum(map(bool, counts.values())):
+                folder, counts = candidate, in_candidate
+        if not counts:
             return None
         strangers = sorted(
             entry.name

@@ -15,6 +15,7 @@ A network takes standardised images (batch, bands, 64, 64), resizes them to its 
 import copy
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -81,22 +82,25 @@ def initial_weights(backbone: str, weights: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def load_tensors(path: Path) -> dict:
+def load_tensors(path: Path, kind: type = dict):
     """`torch.load` of tensors and plain values only: a file that would run code is refused.
 
     Raises:
-        UserError: the file is missing, damaged or holds anything else.
+        UserError: the file is missing, damaged, holds anything else, or is not of the kind expected.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles; they are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{shown(path)} does not exist") from None
     except Exception as error:  # torch raises half a dozen types for damaged bytes, none of them its own
         raise UserError(
-            f"{shown(path)} is damaged or holds more than tensors and plain values; make it again"
+            f"{shown(path)} is damaged or holds more than tensors and plain values; bring it back, or delete it and make "
+            "it again"
         ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{shown(path)} holds a {type(content).__name__} instead of named values; make it again")
+    if not isinstance(content, kind):
+        raise UserError(f"{shown(path)} holds a {type(content).__name__} instead of a {kind.__name__}; make it again")
     return content
 
 

@@ -95,22 +95,23 @@ def load_reference(task: str):
     """
     import torch
 
+    from models import load_tensors
+
     folder = outputs_dir(task)
     for name in REFERENCE:
         if not (folder / name).exists():
             raise UserError(f"there is no reference {shown(folder / name)}; run: python predict_test.py {task}")
+    logits = load_tensors(folder / "test_logits.pt", torch.Tensor)
     try:
-        logits = torch.load(folder / "test_logits.pt", weights_only=True)
         if logits.dtype != torch.float32 or logits.ndim != 2:
             raise ValueError("not a float32 matrix")
         files = (folder / "test_files.csv").read_bytes().decode().replace("\r\n", "\n")
         record = json.loads((folder / "test_metrics.json").read_text())
         needed = ("files_sha256", "images_sha256", "model_sha256", "logits_sha256", "environment")
         return logits, files, {key: record[key] for key in needed}
-    except Exception as error:  # torch raises half a dozen types for damaged bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"the reference {', '.join(REFERENCE)} in {shown(folder)} is damaged ({reason}); bring it back, or run: "
+            f"the reference {', '.join(REFERENCE)} in {shown(folder)} is damaged ({error}); bring it back, or run: "
             f"python predict_test.py {task}"
         ) from error
 
