@@ -88,6 +88,7 @@ def task_content(task: str, missing: list[str]) -> dict | None:
         return None
     for row in selection:
         row["selected"] = row["selected"] == "yes"
+        row["fusion"] = row["fusion"].replace("none", "–")
         row["val_accuracy"], row["val_mean_tpr"] = float(row["val_accuracy"]), float(row["val_mean_tpr"])
     curves = [image_path(folder / row["setting"] / "val_curves.png", missing) for row in selection]
     metrics = read_metrics(task, missing)
@@ -97,6 +98,7 @@ def task_content(task: str, missing: list[str]) -> dict | None:
         "selection": selection,
         "curves": [curve for curve in curves if curve],
         "metrics": metrics,
+        "confusion": image_path(folder / "confusion_matrix.png", missing) if metrics else None,
         "ranking": image_path(folder / "ranking.png", missing),
     }
 

@@ -13,7 +13,7 @@ from project import written_whole
 
 # Paul Tol's "muted" scheme, told apart by colour-blind readers and in print; its pale grey darkened for lines.
 COLOURS = ("#CC6677", "#332288", "#BBA544", "#117733", "#66B2DD", "#882255", "#44AA99", "#999933", "#AA4499", "#777777")
-DPI = 200
+DPI = 250
 
 plt.rcParams.update(
     {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left"}
@@ -37,7 +37,7 @@ def val_curves(path: Path, setting: str, history: list[dict], task: str) -> None
     percent = {name: 100 * _column(history, f"val_tpr_{name}") for name in CLASSES}
     accuracy = 100 * _column(history, "val_accuracy")
     best = max(range(len(history)), key=lambda i: (history[i]["val_accuracy"], history[i]["val_mean_tpr"]))
-    figure, axes = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
     for colour, name in zip(COLOURS, CLASSES, strict=True):
         axes.plot(epochs, percent[name], color=colour, linewidth=1, marker=".", markersize=3)
     axes.plot(epochs, accuracy, color="black", linewidth=2.2, marker=".", markersize=6)
@@ -73,7 +73,7 @@ def _label_ends(axes: plt.Axes, labels: list[tuple[float, str, str]], low: float
     high = axes.get_ylim()[1]
     labels = sorted(labels, reverse=True)
     heights = [np.clip(value, low, high) for value, _, _ in labels]
-    gap = (high - low) / 12.5
+    gap = (high - low) / 14
     for i in range(1, len(heights)):  # push down what is too near to the label above
         heights[i] = min(heights[i], heights[i - 1] - gap)
     for i in reversed(range(len(heights))):  # and back up what that pushed out of the frame
@@ -119,7 +119,7 @@ def confusion_matrix(path: Path, confusion: list[list[int]], task: str) -> None:
     axes.spines[:].set_visible(False)
     accuracy = np.trace(counts) / counts.sum()
     mistakes = off_diagonal.sum()
-    most = f"; most often {CLASSES[true]} taken for {CLASSES[predicted]} ({off_diagonal.max()})" if mistakes else ""
+    most = f";\nmost often {CLASSES[true]} taken for {CLASSES[predicted]} ({off_diagonal.max()})" if mistakes else ""
     axes.set_title(
         f"{IMAGE_SETS[task].name} test: {accuracy:.1%} of {counts.sum():,} images right, {mistakes} wrong{most}",
         fontsize=8.5,
@@ -134,15 +134,18 @@ def ranking(path: Path, rows: list[tuple[str, list[tuple[np.ndarray, str, bool]]
         rows: (label of the row, [(image (64, 64, 3) uint8, caption, whether the caption tells of a mistake)]).
     """
     columns = max(len(images) for _, images in rows)
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(1.28 * columns + 1.3, 1.5 * len(rows) + 0.3), layout="constrained", squeeze=False
+    # Half a page wide, so that two of them stand side by side in print.
+    figure, grid = plt.subplots(len(rows), columns, figsize=(3.5, 1.04 * len(rows) + 0.4), squeeze=False)
+    figure.subplots_adjust(
+        left=0.06, right=0.995, bottom=0.003, top=1 - 0.62 / figure.get_figheight(), hspace=0.5, wspace=0.06
     )
     for axes in grid.flat:
         axes.set_axis_off()
     for axes_row, (label, images) in zip(grid, rows, strict=True):
         for axes, (image, caption, mistake) in zip(axes_row, images):
             axes.imshow(image, interpolation="nearest")
-            axes.set_title(caption, fontsize=6.5, loc="center", pad=2, color="#AA2222" if mistake else "black")
-        axes_row[0].text(-0.08, 0.5, label, transform=axes_row[0].transAxes, ha="right", va="center", fontsize=8)
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+            axes.set_title(caption, fontsize=5.5, loc="center", pad=1.5, color="#AA2222" if mistake else "black")
+        position = {"transform": axes_row[0].transAxes, "ha": "right", "va": "center", "rotation": 90}
+        axes_row[0].text(-0.06, 0.5, label, fontsize=5.5, fontweight="bold", **position)
+    figure.suptitle(title, fontsize=6.5, x=0.01, y=0.998, ha="left")
     save(figure, path)

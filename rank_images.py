@@ -7,13 +7,15 @@ reads   outputs/<profile>/<task>/test_logits.pt, test_files.csv, test_metrics.js
 writes  ranking.csv and ranking.png beside them
 """
 
+import re
+
 import config
 from predict_test import tasks_with_model
 from project import UserError, outputs_dir, run, shown, write_text
 
 COUNT = 5
 HEADER = ["class_name", "row", "rank", "file", "true_class", "probability"]
-ROWS = ("top 5", "bottom 5", "bottom 5 of its own")
+ROWS = ("top 5", "bottom 5", "own bottom 5")
 
 
 def main(tasks: tuple[str, ...]) -> None:
@@ -55,18 +57,23 @@ def rank(task: str) -> None:
                 probability = float(np.exp(scores[index]))
                 table.append([name, row, ranks[index], files[index], true_classes[index], f"{probability:.6g}"])
                 mistake = CLASSES[log_probabilities[index].argmax()] != true_classes[index]
-                caption = f"{true_classes[index]}\nrank {ranks[index]}, p {_short(probability)}"
+                caption = f"{_two_lines(true_classes[index])}\np {_short(probability)}"
                 images.append((displayed(files[index], task), caption, mistake))
-            figure_rows.append((f"{name}\n{row}", images))
+            figure_rows.append((f"{name}:\n{row}", images))
     folder = outputs_dir(task)
     write_text(folder / "ranking.csv", list_text(HEADER, table))
     title = (
-        f"{IMAGE_SETS[task].name}: {len(files):,} test images ranked by the probability of a class; above each image its "
-        "true class,\nin red where the model names another"
+        f"{IMAGE_SETS[task].name}: {len(files):,} test images ranked by the probability p of a class.\n"
+        "Above each its true class, in red where the model names another"
     )
     ranking(folder / "ranking.png", figure_rows, title)
     print(f"{IMAGE_SETS[task].name}: ranked {len(files):,} test images for {', '.join(config.RANKED_CLASSES)}")
     print(f"wrote {shown(folder)}/ranking.csv, ranking.png")
+
+
+def _two_lines(class_name: str) -> str:
+    """ "PermanentCrop" with a line break between its words."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "\n", class_name)
 
 
 def _short(probability: float) -> str:

@@ -10,9 +10,7 @@ that changes, the folder is put aside and the setting trained afresh.
 """
 
 import contextlib
-import csv
 import fcntl
-import io
 import json
 import math
 import os
@@ -526,24 +524,6 @@ def _rank(row: dict) -> tuple[float, float]:
 
 def write_history(path: Path, history: list[dict]) -> None:
     write_text(path, list_text(HISTORY_HEADER, [[row[key] for key in HISTORY_HEADER] for row in history]))
-
-
-def read_history(path: Path) -> list[dict]:
-    """The rows of a history.csv; numbers as floats, None where a class had no image.
-
-    Raises:
-        UserError: it is missing or not what training writes.
-    """
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8")), strict=True))
-        history = [{key: float(row[key]) if row[key] else None for key in HISTORY_HEADER} for row in rows]
-        if not history or any(row["epoch"] != number for number, row in enumerate(history, start=1)):
-            raise ValueError("epochs are missing")
-        return history
-    except FileNotFoundError:
-        raise UserError(f"{shown(path)} is missing; run the training again") from None
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(f"{shown(path)} is damaged ({error}); run the training again") from error
 
 
 # The best of all settings ----------------------------------------------------------------------------------------

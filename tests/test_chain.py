@@ -138,7 +138,7 @@ def test_ranking(trained):
             for row in ("top 5", "bottom 5")
         }
         assert of["top 5"] == ranked[:5] and of["bottom 5"] == ranked[:-6:-1]
-    own = [row for row in rows if row["row"] == "bottom 5 of its own"]
+    own = [row for row in rows if row["row"] == "own bottom 5"]
     assert all(row["true_class"] == row["class_name"] for row in own) and len(own) == 3 * 2
 
 

@@ -17,7 +17,7 @@ from config import RED_GREEN_BLUE, Setting
 from dataset import CLASSES, band_statistics, load_images, read_split
 from evaluation import load_model, measure, predict
 from project import PARTS, UserError
-from training import check_settings, learning_rate, read_history
+from training import check_settings, learning_rate
 
 TENSOR_FILES = ("first/best.pt", "first/last.pt", "second/best.pt", "second/last.pt", "final_model.pt")
 
@@ -121,7 +121,7 @@ def test_twice_from_scratch_gives_the_same(trained, user):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(trained, user, how):
     user.run("split_data.py")
-    process = user.start("train_rgb.py", TEST_CONFIG="import training; training.CHECKPOINT_SECONDS = 0" * 0)
+    process = user.start("train_rgb.py")
     history = user.root / "outputs/demo/rgb/first/history.csv"
     while not history.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -208,15 +208,6 @@ def test_wrong_settings_are_refused(task, change, told):
     with pytest.raises(UserError) as error:
         check_settings(task, [Setting(**values)])
     assert told in str(error.value)
-
-
-def test_history_is_read_back(trained, monkeypatch, tmp_path):
-    path = trained.root / "outputs/demo/rgb/first/history.csv"
-    assert [row["epoch"] for row in read_history(path)] == [1, 2]
-    damaged = tmp_path / "history.csv"
-    damaged.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match="damaged"):
-        read_history(damaged)
 
 
 def test_nothing_lies_beside_the_outputs(trained):
