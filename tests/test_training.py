@@ -16,10 +16,14 @@ import training
 from config import RED_GREEN_BLUE, Setting
 from dataset import CLASSES, band_statistics, load_images, read_split
 from evaluation import load_model, measure, predict
-from project import PARTS, UserError
+from project import PARTS, UserError, sha256
 from training import check_settings, learning_rate
 
 TENSOR_FILES = ("first/best.pt", "first/last.pt", "second/best.pt", "second/last.pt", "final_model.pt")
+
+
+def hash_of(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} {sha256(tensor.numpy().tobytes())}"
 
 
 def results(root) -> dict:
@@ -28,12 +32,9 @@ def results(root) -> dict:
     content = {}
     for name in TENSOR_FILES:
         loaded = torch.load(folder / name, weights_only=True)
-        for progress in [loaded.get("progress", {})]:
-            for row in progress.get("history", []):
-                row.pop("seconds")
-        content[name] = json.dumps(
-            loaded, default=lambda tensor: (tensor.dtype.__repr__(), tensor.tolist()), sort_keys=True
-        )
+        for row in loaded.get("progress", {}).get("history", []):
+            row.pop("seconds")
+        content[name] = json.dumps(loaded, default=hash_of, sort_keys=True)
     for name in ("first", "second"):
         rows = list(csv.DictReader((folder / name / "history.csv").open()))
         content[f"{name} history"] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]

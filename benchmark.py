@@ -1,0 +1,381 @@
+"""How fast everything is: each row measured side by side with what it is compared with, in turn, medians with spread.
+
+Takes about ten minutes on 2 CPU cores; needs the lists and the images (both sets). Nothing is trained to an end, the
+test list is not looked at.
+
+reads   splits/<profile>/, the images, initial weights, test_metrics.json (for the accuracy beside the time)
+writes  outputs/benchmark.json: rows with name, value, target, met, and how they came about
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import config
+from project import outputs_dir, run, shown, write_json
+
+CODE = Path(__file__).parent
+SCRIPTS = sorted(path.name for path in CODE.glob("*.py") if "__main__" in path.read_text())
+CLASSIC_EPOCHS, CLASSIC_SIZE, CLASSIC_BATCH = 10, 224, 64  # what public solutions of this assignment do, on ResNet-18
+
+
+def main() -> None:
+    rows: list[dict] = []
+    for measure in (training, against_the_recipe, prediction, decoding, growth, splitting, help_texts):
+        measure(rows)
+        write_json(config.PROJECT_ROOT / "outputs" / "benchmark.json", rows)
+    print(f"wrote {shown(config.PROJECT_ROOT / 'outputs' / 'benchmark.json')}")
+    print("next: compare with the table in README.md")
+
+
+def in_turn(*actions: Callable[[], object], rounds: int = 5) -> list[list[float]]:
+    """Seconds of each action, `rounds` times A B A B …, after one round that is not counted."""
+    seconds: list[list[float]] = [[] for _ in actions]
+    for round_ in range(rounds + 1):
+        for action, own in zip(actions, seconds, strict=True):
+            start = time.perf_counter()
+            action()
+            if round_:
+                own.append(time.perf_counter() - start)
+    return seconds
+
+
+def add(rows: list[dict], name: str, value: float, target: float, at_most: bool = False, **how: object) -> None:
+    met = value <= target if at_most else value >= target
+    rows.append({"name": name, "value": round(value, 4), "target": target, "met": met, **how})
+    sign = "<=" if at_most else ">="
+    details = ", ".join(f"{key} {item}" for key, item in how.items())
+    print(f"{'met   ' if met else 'MISSED'} {name}: {value:.3g} ({sign} {target:g}); {details}", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+
+
+def ratios(slow: list[float], fast: list[float]) -> float:
+    """The median of the rounds' ratios: what drifts between rounds drops out."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+# Training --------------------------------------------------------------------------------------------------------
+
+
+def make_run(setting: config.Setting, images: int, folder: Path):
+    """A training of the first images of the list, ready to do epochs; and its device."""
+    import dataclasses
+
+    import torch
+
+    import training as loop
+    from evaluation import prepare
+    from models import build_network
+
+    device = prepare()
+    group = loop.Group(0, 1, device)
+    data = loop.load_data("rgb", setting, group)
+    data = dataclasses.replace(data, train_pixels=data.train_pixels[:images], train_labels=data.train_labels[:images])
+    network = build_network(setting, setting.weights).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
+    precision = loop.choose_precision(setting, device)
+    return loop.Run(folder, setting, data, group, network, optimizer, loop.Progress(), precision, {}, loop.Stop())
+
+
+def epoch_of(run_) -> Callable[[], None]:
+    def epoch() -> None:
+        run_.progress.batch = 0
+        run_.train_epoch()
+        wait(run_.group.device)
+
+    return epoch
+
+
+def wait(device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def training(rows: list[dict]) -> None:
+    """The loop against its compute limit and against the classic loop."""
+    import torch
+    import torch.nn.functional as F
+
+    setting = config.RGB_SETTINGS[-1]
+    images = 10 * setting.batch_size
+    with tempfile.TemporaryDirectory(dir=config.PROJECT_ROOT) as folder:
+        run_ = make_run(setting, images, Path(folder))
+        device, batches = run_.group.device, len(run_.batches())
+        resident = torch.randn(setting.batch_size, 3, 64, 64, device=device).contiguous(
+            memory_format=torch.channels_last
+        )
+        labels = run_.labels[: setting.batch_size]
+
+        def limit() -> None:
+            for _ in range(batches):
+                with torch.autocast(device.type, torch.bfloat16, enabled=run_.precision == "bfloat16"):
+                    loss = F.cross_entropy(run_.network(resident), labels, label_smoothing=setting.label_smoothing)
+                loss.backward()
+                run_.optimizer.step()
+                run_.optimizer.zero_grad()
+            wait(device)
+
+        classic = classic_epoch(setting.backbone, setting.image_size, setting.batch_size, images)
+        own, bound, slow = in_turn(epoch_of(run_), limit, classic)
+        name = f"{setting.backbone} at {setting.image_size} px, {device}"
+        speed = f"{images / statistics.median(own):.0f} images/s"
+        add(rows, f"training loop / compute limit ({name})", ratios(bound, own), 0.95, loop=speed, seconds=spread(own))
+        target = 8 if device.type == "cuda" else 1.5
+        add(rows, f"training loop / classic loop ({name})", ratios(slow, own), target, loop=speed, classic=spread(slow))
+
+
+def classic_epoch(backbone: str, image_size: int, batch_size: int, images: int) -> Callable[[], None]:
+    """The loop of the public solutions: PIL per image, transforms per sample, DataLoader workers, float32, NCHW."""
+    import os
+
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+
+    from dataset import read_split
+    from evaluation import prepare
+    from models import torchvision_models
+
+    split = read_split("rgb", "train")
+    device = prepare()
+    transform = transforms.Compose(
+        [
+            *(transforms.Resize((image_size, image_size)), transforms.RandomHorizontalFlip()),
+            *(transforms.RandomVerticalFlip(), transforms.ToTensor()),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+
+    class Classic(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return images
+
+        def __getitem__(self, index: int):
+            with Image.open(config.DATASET_ROOT / split.files[index]) as image:
+                return transform(image.convert("RGB")), int(split.labels[index])
+
+    workers = min(4, os.cpu_count() or 1)
+    loader = torch.utils.data.DataLoader(
+        Classic(), batch_size, shuffle=True, num_workers=workers, persistent_workers=True
+    )
+    network = torchvision_models.get_model(backbone, weights=None, num_classes=10).to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def epoch() -> None:
+        for pixels, labels in loader:
+            loss = torch.nn.functional.cross_entropy(network(pixels.to(device)), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        wait(device)
+
+    return epoch
+
+
+def against_the_recipe(rows: list[dict]) -> None:
+    """The default RGB run (all its settings) against ResNet-18 at 224 pixels, from seconds per image, same images."""
+    from dataset import read_split
+
+    images = len(read_split("rgb", "train").files)
+    part = 2 * CLASSIC_BATCH
+    classic = classic_epoch("resnet18", CLASSIC_SIZE, CLASSIC_BATCH, part)
+    with tempfile.TemporaryDirectory(dir=config.PROJECT_ROOT) as folder:
+        runs = [make_run(setting, part, Path(folder)) for setting in config.RGB_SETTINGS]
+        slow, *own = in_turn(classic, *(epoch_of(run_) for run_ in runs), rounds=3)
+    recipe = statistics.median(slow) / part * images * CLASSIC_EPOCHS
+    ours = [
+        statistics.median(seconds) / part * images * setting.epochs
+        for seconds, setting in zip(own, config.RGB_SETTINGS, strict=True)
+    ]
+    try:
+        accuracy = json.loads((outputs_dir("rgb") / "test_metrics.json").read_text())["accuracy"]
+    except FileNotFoundError:
+        accuracy = None
+    add(
+        rows,
+        f"recipe of the public solutions / default RGB run, {images:,} training images",
+        recipe / sum(ours),
+        30,
+        recipe_seconds=round(recipe),
+        own_seconds=", ".join(f"{setting.name} {seconds:.0f}" for setting, seconds in zip(config.RGB_SETTINGS, ours)),
+        own_test_accuracy=accuracy,
+        recipe_test_accuracy="not trained here",
+    )
+
+
+def prediction(rows: list[dict]) -> None:
+    """Logits of the val list against forward passes alone."""
+    import torch
+
+    from evaluation import BATCH_SIZE, predict
+
+    setting = config.RGB_SETTINGS[-1]
+    with tempfile.TemporaryDirectory(dir=config.PROJECT_ROOT) as folder:
+        run_ = make_run(setting, 32, Path(folder))
+    network, device, pixels = run_.network.eval(), run_.group.device, run_.data.val_pixels[: 5 * BATCH_SIZE]
+    resident = torch.randn(BATCH_SIZE, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for _ in range(len(pixels) // BATCH_SIZE):
+                network(resident).cpu()
+
+    own, bound = in_turn(lambda: predict(network, pixels, run_.data.mean, run_.data.std), forward)
+    speed = f"{len(pixels) / statistics.median(own):.0f} images/s"
+    add(rows, f"prediction loop / forward only ({device})", ratios(bound, own), 0.95, loop=speed)
+
+
+# Data ------------------------------------------------------------------------------------------------------------
+
+
+def decoding(rows: list[dict]) -> None:
+    """First decode against plain loops, and a warm cache against the first decode."""
+    import numpy as np
+    import skimage.io
+    from PIL import Image
+
+    from dataset import load_images, read_split
+
+    def plain_jpeg(path: Path) -> np.ndarray:
+        with Image.open(path) as image:
+            return np.asarray(image)
+
+    for task, reader, target in (("rgb", plain_jpeg, 1.8), ("ms", skimage.io.imread, 2.5)):
+        files = read_split(task, "train").files
+        bands = config.RED_GREEN_BLUE if task == "rgb" else config.MS_SETTINGS[0].bands
+        with own_cache():
+            cache = config.PROJECT_ROOT / "cache"
+
+            def first() -> None:
+                for path in cache.glob("*.npy"):
+                    path.unlink()
+                load_images(task, files, bands)
+
+            own, plain = in_turn(first, lambda: np.stack([reader(config.DATASET_ROOT / file) for file in files]))
+            add(
+                rows,
+                f"plain loop / first decode ({task})",
+                ratios(plain, own),
+                target,
+                images=len(files),
+                seconds=spread(own),
+            )
+            (warm,) = in_turn(lambda: load_images(task, files, bands))
+            ratio = statistics.median(own) / statistics.median(warm)
+            add(rows, f"first decode / warm cache ({task})", ratio, 20, seconds=spread(warm))
+
+
+class own_cache:
+    """A project root of its own while it lasts, below the real one."""
+
+    def __enter__(self) -> None:
+        self.root = config.PROJECT_ROOT
+        self.folder = tempfile.TemporaryDirectory(dir=self.root)
+        (Path(self.folder.name) / "splits").symlink_to(self.root / "splits")
+        config.PROJECT_ROOT = Path(self.folder.name)
+
+    def __exit__(self, *_: object) -> None:
+        config.PROJECT_ROOT = self.root
+        self.folder.cleanup()
+
+
+STREAM = """
+import sys, time; sys.path.insert(0, {code!r})
+import config, torch
+from pathlib import Path
+config.PROJECT_ROOT = Path({root!r})
+from augment import network_input, random_numbers
+from dataset import band_statistics, load_images, read_split
+from evaluation import batch_reader
+images = load_images("rgb", read_split("rgb", "train").files * {times}, config.RED_GREEN_BLUE).pixels
+mean, std = map(torch.from_numpy, band_statistics(images))
+read = batch_reader(images, torch.device("cpu"))
+import numpy as np
+order = np.random.default_rng(0).permutation(len(images))
+random = torch.from_numpy(random_numbers(0, 0, len(images)))
+for _ in range(2):
+    start = time.perf_counter()
+    for first in range(0, len(order), 32):
+        batch = order[first : first + 32]
+        network_input(read(batch), mean, std, "strong", random[batch])
+    seconds = time.perf_counter() - start
+own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+print(seconds / len(order), own / 1024)
+"""
+
+
+def growth(rows: list[dict]) -> None:
+    """Seconds per image and own memory (without the file's pages, which the system can drop) at 1, 4 and 16 times the list."""
+    if not sys.platform.startswith("linux"):
+        return
+    with own_cache():
+        found: dict[int, list[tuple[float, float]]] = {1: [], 4: [], 16: []}
+        for _ in range(3):
+            for times, own in found.items():
+                code = STREAM.format(code=str(CODE), root=str(config.PROJECT_ROOT), times=times)
+                result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+                own.append(tuple(float(value) for value in result.stdout.split()))
+    seconds = {times: statistics.median(own[0] for own in values) for times, values in found.items()}
+    memory = {times: statistics.median(own[1] for own in values) for times, values in found.items()}
+    microseconds = " / ".join(f"{1e6 * value:.0f}" for value in seconds.values())
+    growing = max(seconds.values()) / seconds[1]
+    add(
+        rows,
+        "streaming 16 x the list: seconds per image, growth",
+        growing,
+        1.1,
+        at_most=True,
+        microseconds=microseconds,
+    )
+    megabytes = " / ".join(f"{value:.0f}" for value in memory.values())
+    add(rows, "streaming 16 x the list: own memory, growth", memory[16] / memory[1], 1.1, at_most=True, MB=megabytes)
+
+
+def splitting(rows: list[dict]) -> None:
+    """Finding, splitting and writing lists of 27,000 files against a bare walk and sort; and whole processes."""
+    import os
+
+    from dataset import CLASSES
+    from split_data import main as split
+
+    root, profile = config.DATASET_ROOT, config.PROFILE
+    with own_cache():
+        (config.PROJECT_ROOT / "splits").unlink()
+        config.DATASET_ROOT, config.PROFILE = config.PROJECT_ROOT / "files", "full"
+        for name in CLASSES:
+            folder = config.DATASET_ROOT / "EuroSAT_RGB" / name
+            folder.mkdir(parents=True)
+            for number in range(1, 2701):
+                (folder / f"{name}_{number}.jpg").touch()
+
+        def walk() -> None:
+            sorted(os.path.join(path, name) for path, _, names in os.walk(config.DATASET_ROOT) for name in names)
+
+        own, bare = in_turn(lambda: split(True), walk)
+        config.DATASET_ROOT, config.PROFILE = root, profile
+    add(rows, "split_data.py on 27,000 files / walk and sort", ratios(own, bare), 2, at_most=True, seconds=spread(own))
+
+
+def help_texts(rows: list[dict]) -> None:
+    """Seconds until --help has answered, of the slowest script."""
+    slowest = {}
+    for script in SCRIPTS:
+        command = [sys.executable, str(CODE / script), "--help"]
+        (seconds,) = in_turn(lambda: subprocess.run(command, capture_output=True, check=True))
+        slowest[script] = statistics.median(seconds)
+    script = max(slowest, key=slowest.get)
+    add(rows, "import and --help, slowest script (s)", slowest[script], 0.3, at_most=True, script=script)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
