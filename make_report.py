@@ -118,10 +118,9 @@ def selection_text(task: str, selection: list[dict]) -> str:
                 and row is not other
             ):
                 a, b = (" ".join(r["bands"].split()[3:]) for r in (row, other))
-                better = "reaches" if row["val_accuracy"] > other["val_accuracy"] else "equals, with"
                 return (
                     f"{text} Second group of bands, decided by val: beside red, green and blue and all else equal "
-                    f"({row['fusion']}, {row['augmentation']}), {a} {better} {row['val_accuracy']:.1%} where {b} reaches "
+                    f"({row['fusion']}, {row['augmentation']}), {a} reaches {row['val_accuracy']:.1%}, {b} "
                     f"{other['val_accuracy']:.1%}."
                 )
     return text

@@ -38,7 +38,8 @@ from evaluation import batch_reader, environment, measure, model_path, predict, 
 from models import FUSIONS, build_network, known_backbones, load_tensors
 from project import UserError, outputs_dir, sha256, shown, write_json, write_text
 
-CHECKPOINT_SECONDS = 120  # within an epoch, at most this much work is lost
+CHECKPOINT_SECONDS = 120  # within an epoch, about this much work is lost at most
+AGREE_EVERY = 16  # batches after which several processes ask each other whether to save or to stop
 HISTORY_HEADER = [
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mean_tpr"),
     *(f"val_tpr_{name}" for name in CLASSES),
@@ -396,12 +397,13 @@ class Run:
             correct += (logits.argmax(1) == labels).sum()
             progress.batch += 1
             bar.update()
-            stopping = self._agreed_stop()
-            if progress.batch < len(batches) and (stopping or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS):
-                self._take_sums(loss_sum, correct)
-                self.save()
-            if stopping and progress.batch < len(batches):
-                self._leave(stopping)
+            if progress.batch < len(batches):
+                stopping, save_due = self._agreed_wishes()
+                if stopping or save_due:
+                    self._take_sums(loss_sum, correct)
+                    self.save()
+                if stopping:
+                    self._leave(stopping)
         bar.close()
         self._take_sums(loss_sum, correct)
 
@@ -447,7 +449,8 @@ class Run:
             write_history(folder / "history.csv", progress.history)
             plots.val_curves(folder / "val_curves.png", setting.name, progress.history, self.identity["task"])
         self.save()
-        if stopping := self._agreed_stop(certain=True):
+        stopping, _ = self._agreed_wishes()
+        if stopping:
             self._leave(stopping)
 
     def val_logits(self) -> torch.Tensor:
@@ -482,7 +485,10 @@ class Run:
         save_tensors(self.folder / "last.pt", content)
 
     def _take_sums(self, loss_sum: torch.Tensor, correct: torch.Tensor) -> None:
-        """Move this epoch's sums, over all processes, into the progress."""
+        """Move this epoch's sums, over all processes, into the progress.
+
+        Sums of float32 losses in float64 are exact, so it does not matter how an interruption groups them.
+        """
         if self.group.size > 1:
             dist.all_reduce(loss_sum)
             dist.all_reduce(correct)
@@ -497,15 +503,19 @@ class Run:
         self.progress.seconds += now - self.started
         self.started = now
 
-    def _agreed_stop(self, certain: bool = False) -> int:
-        """The signal that asks for an end, the same in all processes, which ask each other every 16 batches."""
+    def _agreed_wishes(self) -> tuple[int, int]:
+        """The signal that asks for an end, and whether a checkpoint is due: the same answer in all processes.
+
+        They ask each other every AGREE_EVERY batches; one that decided alone would leave the others waiting for it.
+        """
+        save_due = int(time.monotonic() - self.saved_at > CHECKPOINT_SECONDS)
         if self.group.size == 1:
-            return self.stop.signal
-        if self.progress.batch % 16 and not certain:
-            return 0
-        asked = torch.tensor(self.stop.signal, device=self.group.device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return asked.item()
+            return self.stop.signal, save_due
+        if self.progress.batch % AGREE_EVERY:
+            return 0, 0
+        wishes = torch.tensor([self.stop.signal, save_due], device=self.group.device)
+        dist.all_reduce(wishes, dist.ReduceOp.MAX)
+        return wishes[0].item(), wishes[1].item()
 
     def _leave(self, number: int) -> None:
         command = " ".join(["python", Path(sys.argv[0]).name])

@@ -12,6 +12,7 @@ WATCH = """
 import torch, training, dataclasses, os, pathlib
 torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
 config.RGB_SETTINGS = [dataclasses.replace(config.RGB_SETTINGS[0], augmentation="strong", learning_rate=1e-4)]
+training.CHECKPOINT_SECONDS, training.AGREE_EVERY = 0, 2  # checkpoints within epochs too
 rank = os.environ.get("RANK", "0")
 folder = pathlib.Path(os.environ["EUROSAT_PROJECT_ROOT"]) / "watched"
 folder.mkdir(exist_ok=True)
