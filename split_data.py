@@ -8,11 +8,12 @@ writes  splits/<profile>/<rgb|ms>/{train,val,test}.csv and splits/<profile>/spli
 """
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 
 import config
-from dataset import CLASSES, IMAGE_SETS, Split, find_images, patch_of, read_split, split_path
+from dataset import CLASSES, IMAGE_SETS, Split, find_images, patch_of, split_path
 from project import PARTS, TASKS, UserError, outputs_dir, run, sha256, shown, splits_dir, write_json, write_text
 
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -56,10 +57,10 @@ def make_pools(found: dict[str, dict[str, str]], seed: int) -> dict[str, list[st
     """
     pools = {part: [] for part in PARTS}
     everywhere = set.intersection(*(set(images) for images in found.values()))
+    groups_by_class = [by_class(sorted(everywhere))]
+    groups_by_class += [by_class(patch for patch in images if patch not in everywhere) for images in found.values()]
     for class_name in CLASSES:
-        groups = [sorted(patch for patch in everywhere if patch.startswith(f"{class_name}/"))]
-        for images in found.values():
-            groups.append([patch for patch in images if patch.startswith(f"{class_name}/") and patch not in everywhere])
+        groups = [patches[class_name] for patches in groups_by_class]
         common = len(groups[0])
         for index, group in enumerate(groups):
             before = common if index else 0  # an image set is its own group and the common one: round their sum
@@ -70,6 +71,14 @@ def make_pools(found: dict[str, dict[str, str]], seed: int) -> dict[str, list[st
             for part, patches in zip(PARTS, (train, val, test), strict=True):
                 pools[part] += patches
     return {part: sorted(patches) for part, patches in pools.items()}
+
+
+def by_class(patches: Iterable[str]) -> dict[str, list[str]]:
+    """{class: its patches}, in their order."""
+    grouped: dict[str, list[str]] = {name: [] for name in CLASSES}
+    for patch in patches:
+        grouped[patch.partition("/")[0]].append(patch)
+    return grouped
 
 
 def _rounded(count: int, fraction: float) -> int:
@@ -133,7 +142,7 @@ def make_record(found: dict[str, dict[str, str]], seed: int) -> dict:
     record: dict = {"seed": seed, "fractions": FRACTIONS, "image_sets": {}}
     for task, images in found.items():
         patches = "".join(f"{patch}\n" for patch in images).encode()
-        counts = {name: sum(patch.startswith(f"{name}/") for patch in images) for name in CLASSES}
+        counts = {name: len(own) for name, own in by_class(images).items()}
         record["image_sets"][task] = {"images": counts, "patches_sha256": sha256(patches)}
     return record
 
@@ -185,7 +194,7 @@ def write_lists(lists: dict[tuple[str, str], Split], record: dict) -> None:
         write_text(split_path(task, part), split.text())
     write_json(record_path(), record)
     for task in dict.fromkeys(task for task, _ in lists):
-        sizes = " / ".join(f"{len(read_split(task, part).files):,}" for part in PARTS)
+        sizes = " / ".join(f"{len(lists[task, part].files):,}" for part in PARTS)
         print(f"wrote {shown(splits_dir() / task)}/{{train,val,test}}.csv: {sizes} images, seed {record['seed']}")
     print("next: python verify_splits.py")
 
