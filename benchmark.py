@@ -140,11 +140,13 @@ def classic_epoch(backbone: str, image_size: int, batch_size: int, images: int) 
 
     import torch
     from PIL import Image
-    from torchvision import transforms
 
     from dataset import read_split
     from evaluation import prepare
     from models import torchvision_models
+
+    # isort: split  (models makes torchvision importable beside a CPU build of torch)
+    from torchvision import transforms
 
     split = read_split("rgb", "train")
     device = prepare()

@@ -48,9 +48,10 @@ def fetch(task: str, folder) -> None:
     Raises:
         UserError: no network, too little disk, a damaged download, or an archive with other images.
     """
-    from torchvision.datasets.utils import download_url, extract_archive
-
     import models  # noqa: F401  (makes torchvision importable beside a CPU build of torch)
+
+    # isort: split
+    from torchvision.datasets.utils import download_url, extract_archive
 
     url, md5, size = ARCHIVES[task]
     free = shutil.disk_usage(folder).free

@@ -27,6 +27,7 @@ def main(tasks: tuple[str, ...], save: bool) -> int:
     if save:
         for task in there:
             save_reference(task)
+        print("next: python reproduce.py")
         return 0
     reproduced = [compare(task) for task in there]
     print("next: python rank_images.py, python make_report.py")

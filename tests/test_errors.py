@@ -96,6 +96,15 @@ class Cases:
         )
         return "train_rgb.py", {"TEST_CONFIG": change}
 
+    def no_network_for_the_data(user, sample):
+        """check the network and run it again"""
+        return "download_data.py", {}
+
+    def too_little_disk_for_the_data(user, sample):
+        """GB free; RGB needs 0.2 GB: free some"""
+        full = "import shutil, types; shutil.disk_usage = lambda path: types.SimpleNamespace(free=10**8)"
+        return "download_data.py", {"TEST_CONFIG": full}
+
     def image_damaged(user, sample):
         """Forest_1.jpg is damaged or no RGB image"""
         user.run("split_data.py")
