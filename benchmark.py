@@ -145,7 +145,7 @@ def classic_epoch(backbone: str, image_size: int, batch_size: int, images: int) 
     from evaluation import prepare
     from models import torchvision_models
 
-    # isort: split  (models makes torchvision importable beside a CPU build of torch)
+    # isort: split
     from torchvision import transforms
 
     split = read_split("rgb", "train")
