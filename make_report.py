@@ -13,8 +13,8 @@ import math
 from pathlib import Path
 
 import config
-from dataset import CLASSES, IMAGE_SETS, read_split
-from project import PARTS, TASKS, UserError, outputs_dir, report_path, run, sha256, shown, written_whole
+from dataset import CLASSES, IMAGE_SETS, read_splits
+from project import TASKS, UserError, outputs_dir, report_path, run, sha256, shown, written_whole
 
 LAYOUT = Path(__file__).parent / "report" / "report.typ"
 MAXIMUM_PAGES = 3
@@ -34,11 +34,18 @@ def main() -> None:
     import typst
 
     missing: list[str] = []
-    tasks = [content for task in TASKS if (content := task_content(task, missing))]
+    tasks = [content for task in TASKS if (content := read_task(task, missing))]
     if not tasks:
         raise UserError(f"nothing to report in {shown(outputs_dir('rgb').parent)}; run: python train_rgb.py")
     inputs = {"data": json.dumps(report_content(tasks, missing))}
-    pdf = typst.compile(LAYOUT.read_bytes(), root=str(config.PROJECT_ROOT), sys_inputs=inputs, ignore_system_fonts=True)
+    try:
+        pdf = typst.compile(
+            LAYOUT.read_bytes(), root=str(config.PROJECT_ROOT), sys_inputs=inputs, ignore_system_fonts=True
+        )
+    except typst.TypstError as error:  # a figure that is none, or figures in no shape for the layout
+        raise UserError(
+            f"cannot typeset the report ({' '.join(str(error).split())[:200]}); run the scripts that write the figures again"
+        ) from error
     pages = len(pypdf.PdfReader(io.BytesIO(pdf)).pages)
     if pages > MAXIMUM_PAGES:
         raise UserError(
@@ -80,6 +87,21 @@ def report_content(tasks: list[dict], missing: list[str]) -> dict:
     }
 
 
+def read_task(task: str, missing: list[str]) -> dict | None:
+    """`task_content`, where the files are what the scripts write.
+
+    Raises:
+        UserError: they are not.
+    """
+    try:
+        return task_content(task, missing)
+    except (KeyError, ValueError, TypeError, AttributeError, StopIteration, csv.Error) as error:
+        raise UserError(
+            f"selection.csv or test_metrics.json in {shown(outputs_dir(task))} is damaged ({type(error).__name__}: "
+            f"{error}); run: python train_{task}.py, python predict_test.py {task}"
+        ) from error
+
+
 def task_content(task: str, missing: list[str]) -> dict | None:
     """What is known of one task; what is not is added to `missing`. None where nothing was trained."""
     folder = outputs_dir(task)
@@ -105,7 +127,7 @@ def task_content(task: str, missing: list[str]) -> dict | None:
 
 def selection_text(task: str, selection: list[dict]) -> str:
     """Which setting won, trained on what; and, where groups of bands competed on equal terms, why these bands."""
-    sizes = " / ".join(f"{len(read_split(task, part).files):,}" for part in PARTS)
+    sizes = " / ".join(f"{len(split.files):,}" for split in read_splits(task).values())
     chosen = next(row for row in selection if row["selected"])
     text = f"Lists of {sizes} images (train / val / test). Kept: {chosen['setting']}, epoch {chosen['best_epoch']}."
     for row in selection:

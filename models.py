@@ -107,6 +107,26 @@ def load_tensors(path: Path, kind: type = dict):
 # One backbone ----------------------------------------------------------------------------------------------------
 
 
+def _keeps_size(convolution: nn.Conv2d) -> bool:
+    same = all(2 * pad + 1 == kernel for pad, kernel in zip(convolution.padding, convolution.kernel_size, strict=True))
+    return same and convolution.stride == convolution.dilation == (1, 1)
+
+
+class DepthwiseConvolution(nn.Conv2d):
+    """A depthwise convolution that pads maps smaller than its kernel in training; the result is the same.
+
+    On the CPU oneDNN takes a way forty times as slow to the weights' gradient there (14 ms instead of 0.4 ms for 960
+    channels on 2 x 2 positions), three times a step in a MobileNetV2 at 64 pixels.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        (height, width), (rows, columns) = images.shape[2:], self.kernel_size
+        if not self.training or (height >= rows and width >= columns):
+            return super().forward(images)
+        padded = F.pad(images, (0, max(0, columns - width), 0, max(0, rows - height)))
+        return super().forward(padded)[..., :height, :width]
+
+
 class Backbone(nn.Module):
     """A torchvision network up to its pooled features.
 
@@ -136,6 +156,9 @@ class Backbone(nn.Module):
         self.features = nn.Sequential()
         for part, module in parts.items():
             self.features.add_module(part, module)
+        for module in self.features.modules():
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and _keeps_size(module):
+                module.__class__ = DepthwiseConvolution  # the same parameters under the same names
         self.norm = nn.Sequential()
         for part, module in children.get("classifier", nn.Sequential()).named_children():
             if not isinstance(module, nn.LayerNorm):  # includes torchvision's LayerNorm2d

@@ -11,8 +11,11 @@ from project import UserError, outputs_dir, run, sha256, shown, write_json, writ
 
 
 def main(tasks: tuple[str, ...]) -> None:
-    for task in tasks_with_model(tasks):
-        predict_and_save(task)
+    there = tasks_with_model(tasks)
+    from evaluation import predict_test  # here: --help and a missing model need no torch
+
+    for task in there:
+        save(task, predict_test(task))
     print("next: python reproduce.py, python rank_images.py")
 
 
@@ -29,12 +32,12 @@ def tasks_with_model(tasks: tuple[str, ...]) -> list[str]:
     return there
 
 
-def predict_and_save(task: str) -> None:
+def save(task: str, prediction) -> None:
+    """Measure an `evaluation.Prediction` and write it."""
     import plots
     from dataset import CLASSES, IMAGE_SETS, Split
-    from evaluation import logits_hash, measure, predict_test, save_tensors
+    from evaluation import logits_hash, measure, save_tensors
 
-    prediction = predict_test(task)
     metrics = measure(prediction.logits, prediction.labels)
     folder = outputs_dir(task)
     files = Split(prediction.files, prediction.labels).text()

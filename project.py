@@ -6,10 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import config
+
+# What libraries keep for themselves lies below the project root, too; set before any of them is imported. Where nothing
+# can be written there (to compare logits nothing need be), they take their own places.
+if os.access(config.PROJECT_ROOT, os.W_OK):
+    os.environ.setdefault("MPLCONFIGDIR", str(config.PROJECT_ROOT / "cache" / "matplotlib"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.PROJECT_ROOT / "cache" / "torchinductor"))
 
 TASKS = ("rgb", "ms")
 PARTS = ("train", "val", "test")
@@ -63,7 +69,8 @@ def written_whole(path: Path):
             "free some space or point PROJECT_ROOT (config.py) to a folder that can be written"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # renamed, never begun, or on a disk that has become read-only
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ writes  only with --save: a new reference instead; the former one is kept as *.b
 
 import json
 
-from predict_test import predict_and_save, tasks_with_model
+from predict_test import save, tasks_with_model
 from project import UserError, outputs_dir, run, sha256, shown
 
 # Measured with both final models, in standard deviations of the logits (about 1.4): batches of 1 to 246 images and 1 or 2
@@ -36,12 +36,15 @@ def main(tasks: tuple[str, ...], save: bool) -> int:
 
 def save_reference(task: str) -> None:
     """Predict and save, keeping the former reference."""
+    from evaluation import predict_test
+
+    prediction = predict_test(task)  # first: where this fails, the reference stays in its place
     for name in REFERENCE:
         path = outputs_dir(task) / name
         if path.exists():
             path.replace(path.with_name(name + ".backup"))
             print(f"kept the former {shown(path)} as {name}.backup")
-    predict_and_save(task)
+    save(task, prediction)
 
 
 def compare(task: str) -> bool:

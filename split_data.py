@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 import config
-from dataset import CLASSES, IMAGE_SETS, Split, find_images, patch_of, split_path
+from dataset import CLASSES, IMAGE_SETS, Split, find_images, split_path
 from project import PARTS, TASKS, UserError, outputs_dir, run, sha256, shown, splits_dir, write_json, write_text
 
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -131,9 +131,8 @@ def make_lists(
                     "each class needs at least 4"
                 )
             drawn, _ = _draw(own[part], wanted[part], seed, stratified=True)
-            files = sorted(images[patch] for patch in drawn)
-            labels = np.array([CLASSES.index(patch_of(file).partition("/")[0]) for file in files], np.int64)
-            lists[task, part] = Split(files, labels)
+            rows = sorted((images[patch], CLASSES.index(patch.partition("/")[0])) for patch in drawn)
+            lists[task, part] = Split([file for file, _ in rows], np.array([label for _, label in rows], np.int64))
     return lists
 
 

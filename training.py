@@ -33,7 +33,7 @@ import config
 import plots
 from augment import AUGMENTATIONS, network_input, random_numbers
 from config import Setting
-from dataset import CLASSES, IMAGE_SETS, band_indices, band_statistics, list_text, load_images, read_split, splits_hash
+from dataset import CLASSES, IMAGE_SETS, band_indices, band_statistics, list_text, load_images, read_splits, splits_hash
 from evaluation import batch_reader, environment, measure, model_path, predict, prepare, save_tensors, setting_values
 from models import FUSIONS, build_network, known_backbones, load_tensors
 from project import UserError, outputs_dir, sha256, shown, write_json, write_text
@@ -147,6 +147,10 @@ def place_taken(folder: Path, group: Group):
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
+        # Nobody else writes these now: what is there half-written is a killed run's.
+        for pattern in ("*/*.partial", "final_model.pt.*.partial", "selection.csv.*.partial"):
+            for partial in folder.glob(pattern):
+                partial.unlink()
         yield
 
 
@@ -200,6 +204,7 @@ def train_setting(task: str, setting: Setting, group: Group, stop: Stop) -> None
     """Train one setting to its last epoch, from wherever it stands."""
     folder = outputs_dir(task) / setting.name
     data = load_data(task, setting, group)
+    check_batches(setting, len(data.train_labels), group)
     torch.manual_seed(config.SEED)
     network = build_network(setting, setting.weights)
     identity = identify(task, setting, data, network)
@@ -208,9 +213,7 @@ def train_setting(task: str, setting: Setting, group: Group, stop: Stop) -> None
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
     progress, precision = Progress(), choose_precision(setting, group.device)
     if last:
-        network.load_state_dict(last["network"])
-        optimizer.load_state_dict(last["optimizer"])
-        progress, precision = Progress(**last["progress"]), last["precision"]
+        progress, precision = restore(folder / "last.pt", last, network, optimizer)
     if progress.epoch == setting.epochs:
         announce(group, f"{setting.name}: finished before, best epoch {progress.best['epoch']}")
         return
@@ -224,6 +227,20 @@ def train_setting(task: str, setting: Setting, group: Group, stop: Stop) -> None
     while progress.epoch < setting.epochs:
         run.train_epoch()
         run.finish_epoch()
+
+
+def check_batches(setting: Setting, images: int, group: Group) -> None:
+    """Batch norm needs two images in each process at each step.
+
+    Raises:
+        UserError: there are too few.
+    """
+    smallest = images // math.ceil(images / setting.batch_size)
+    if smallest < 2 * group.size:
+        raise UserError(
+            f"the setting {setting.name!r}: {images} training images in batches of at most {setting.batch_size} leave "
+            f"{group.size} process(es) fewer than two at a step; use a longer list, a larger batch_size or fewer processes"
+        )
 
 
 @dataclass(frozen=True)
@@ -241,10 +258,10 @@ class Data:
 
 def load_data(task: str, setting: Setting, group: Group) -> Data:
     """Decode, or find in the cache, what the setting trains on. The first process decodes, the others wait for it."""
-    splits = {part: read_split(task, part) for part in ("train", "val")}
+    splits = read_splits(task)
     if group.rank > 0:
         dist.barrier()
-    images = {part: load_images(task, split.files, setting.bands) for part, split in splits.items()}
+    images = {part: load_images(task, splits[part].files, setting.bands) for part in ("train", "val")}
     if group.size > 1 and group.rank == 0:
         dist.barrier()
     mean, std = (torch.from_numpy(values).to(group.device) for values in band_statistics(images["train"].pixels))
@@ -256,7 +273,7 @@ def load_data(task: str, setting: Setting, group: Group) -> Data:
         mean,
         std,
         {
-            "splits_sha256": splits_hash(task),
+            "splits_sha256": splits_hash(splits),
             "train_images_sha256": images["train"].sha256,
             "val_images_sha256": images["val"].sha256,
         },
@@ -280,18 +297,19 @@ def claim_folder(folder: Path, identity: dict, group: Group) -> dict | None:
     last = None
     if (folder / "last.pt").exists():
         last = load_tensors(folder / "last.pt")
-        former = last.get("identity", {})
+        former = last.get("identity")
     elif (folder / "setting.json").exists():
         try:
             former = json.loads((folder / "setting.json").read_text())["identity"]
         except (ValueError, KeyError, TypeError):
-            former = {}
+            former = None
     else:
         former = identity
     if group.size > 1:
         dist.barrier()  # everyone has read before the first one moves anything
     if former == identity:
         return last
+    former = former if isinstance(former, dict) else {}
     changed = [key for key in identity if former.get(key) != identity[key]]
     aside = folder.with_name(f"{folder.name}-before-{sha256(json.dumps(former).encode())[:8]}")
     announce(group, f"{folder.name}: {', '.join(changed)} changed; what was trained before is now in {shown(aside)}")
@@ -300,6 +318,35 @@ def claim_folder(folder: Path, identity: dict, group: Group) -> dict | None:
             aside = aside.with_name(aside.name + "-again")
         folder.rename(aside)
     return None
+
+
+def restore(path: Path, last: dict, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, str]:
+    """Put network and optimizer where the checkpoint left them; return its progress and precision.
+
+    Raises:
+        UserError: it holds something else than a checkpoint of this network.
+    """
+    try:
+        network.load_state_dict(last["network"])
+        optimizer.load_state_dict(last["optimizer"])
+        progress, precision = Progress(**last["progress"]), last["precision"]
+        epochs = [row["epoch"] for row in progress.history if list(row) == HISTORY_HEADER]
+        best = progress.best["epoch"] if progress.best else None
+        counts = (progress.epoch, progress.batch, progress.correct)
+        if (
+            not all(type(count) is int and count >= 0 for count in counts)
+            or epochs != list(range(1, progress.epoch + 1))
+            or best not in (epochs or [None])
+            or precision not in ("float32", "bfloat16")
+        ):
+            raise ValueError("its parts disagree")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{shown(path)} is no checkpoint of this network ({reason}); bring it back, or delete it to train "
+            f"{path.parent.name} afresh"
+        ) from error
+    return progress, precision
 
 
 def choose_precision(setting: Setting, device: torch.device) -> str:
@@ -518,7 +565,8 @@ class Run:
         return wishes[0].item(), wishes[1].item()
 
     def _leave(self, number: int) -> None:
-        command = " ".join(["python", Path(sys.argv[0]).name])
+        launcher = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}" if self.group.size > 1 else "python"
+        command = f"{launcher} {Path(sys.argv[0]).name}"
         announce(self.group, f"stopped by {signal.Signals(number).name}; saved. To continue: {command}")
         raise SystemExit(128 + number)
 
@@ -548,12 +596,12 @@ def keep_best(task: str, settings: list[Setting]) -> None:
     setting, identity, progress = max(runs, key=lambda run: _rank(run[2]["best"]))  # the first of equals
     folder = outputs_dir(task) / setting.name
     best = load_tensors(folder / "best.pt")
-    if best["epoch"] != progress["best"]["epoch"]:
+    if best.get("epoch") != progress["best"]["epoch"] or "network" not in best:
         raise UserError(
             f"{shown(folder)}: best.pt and last.pt are of different runs; delete the folder and train again"
         )
     row = progress["history"][best["epoch"] - 1]
-    pixels = load_images(task, read_split(task, "train").files, setting.bands).pixels
+    pixels = load_images(task, read_splits(task)["train"].files, setting.bands).pixels
     mean, std = (torch.from_numpy(values) for values in band_statistics(pixels))
     content = {
         "task": task,

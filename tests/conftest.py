@@ -1,12 +1,17 @@
 """A small generated data set, and scripts run as a user runs them: `python file.py` in a process of its own."""
 
+import dataclasses
+import hashlib
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 CODE = Path(__file__).parent.parent
 sys.path.insert(0, str(CODE))
@@ -15,7 +20,9 @@ import config  # noqa: E402
 
 # The tests share two cores between two workers; more threads each only wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # one list of fonts for all project roots
 IMAGES_PER_CLASS = 10
+OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}  # to try the network fails at once
 # Settings that train in seconds: what is tested is the machinery, not the accuracy.
 SMALL_SETTINGS = """
 import os
@@ -29,32 +36,112 @@ groups = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)
 config.MS_SETTINGS = [Setting("late", "strong", epochs=1, band_groups=groups, fusion="concat", **small)]
 exec(os.environ.get("TEST_CONFIG", ""))
 """
+# Writes down what a script changes outside the project root and each address that it looks up or connects to.
+WATCH = """
+import os, sys
+root = os.environ["EUROSAT_PROJECT_ROOT"]
+log = os.open(os.path.join(root, "site", "watched.txt"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime"}
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request"):
+        os.write(log, f"{event} {arguments[1:]}\\n".encode())
+    elif event in CHANGES or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        for path in arguments[: 2 if event == "os.rename" else 1]:
+            if isinstance(path, (str, bytes, os.PathLike)):
+                path = os.path.abspath(os.fsdecode(path))
+                if not path.startswith((root + os.sep, "/dev/")) and path != root:
+                    os.write(log, f"{event} {path}\\n".encode())
+sys.addaudithook(watch)
+"""
 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory) -> Path:
-    """A data set root with generated images; not to be changed."""
+    """A data set root with generated images, read-only; not to be changed."""
     from make_sample import make_sample
 
     folder = tmp_path_factory.mktemp("sample")
     make_sample(folder, IMAGES_PER_CLASS, seed=1)
+    for path in folder.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    folder.chmod(0o555)
     return folder
 
 
 @pytest.fixture
 def own_sample(sample, tmp_path) -> Path:
     """A copy of it that a test may damage."""
-    return Path(shutil.copytree(sample, tmp_path / "own sample ü"))
+    copy = Path(shutil.copytree(sample, tmp_path / "own sample ü"))
+    for path in [copy, *copy.rglob("*")]:
+        path.chmod(0o755)
+    return copy
 
 
 @pytest.fixture
 def project(tmp_path, sample, monkeypatch) -> Path:
-    """A project root of its own, in this process: profile demo, the sample as data set root."""
+    """A project root of its own, in this process: profile demo, small settings, the sample as data set root."""
     root = tmp_path / "project"
     root.mkdir()
-    for name, value in (("PROJECT_ROOT", root), ("DATASET_ROOT", sample), ("PROFILE", "demo"), ("SEED", 7)):
-        monkeypatch.setattr(config, name, value)
+    for name in [name for name in vars(config) if name.isupper()]:
+        monkeypatch.setattr(config, name, getattr(config, name))  # put back afterwards, whatever a test sets
+    exec(SMALL_SETTINGS, {})
+    config.PROJECT_ROOT, config.DATASET_ROOT, config.PROFILE = root, sample, "demo"
     return root
+
+
+def files_below(folder: Path) -> dict[str, str]:
+    """{path: SHA-256 of its content} of all files below a folder."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def state_of(folder: Path) -> dict[str, tuple]:
+    """{path: (kind and permissions, size, time of last change, SHA-256)} of a folder and all below it."""
+    digests = files_below(folder)
+    state = {}
+    for path in [folder, *folder.rglob("*")]:
+        name, stat = str(path.relative_to(folder)), path.stat()
+        state[name] = (stat.st_mode, stat.st_size, stat.st_mtime_ns, digests.get(name))
+    return state
+
+
+class Here:
+    """Runs scripts as `User` does, but in this process and with config as it is: no seconds spent on starting."""
+
+    def __init__(self, monkeypatch, capsys) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def finish(self, script: str, *arguments: str) -> tuple[int, str, str]:
+        """Exit status, stdout, stderr."""
+        self.monkeypatch.setattr(sys, "argv", [str(CODE / script), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(CODE / script), run_name="__main__")
+        return ended.value.code or 0, *self.capsys.readouterr()
+
+    def run(self, script: str, *arguments: str, status: int = 0) -> str:
+        """Run to the end, hold it to its exit status, return what it printed (stderr behind stdout)."""
+        code, out, err = self.finish(script, *arguments)
+        assert code == status, f"{script}: status {code}\n{out}\n{err}"
+        return out + err
+
+    def refused(self, script: str, *arguments: str) -> str:
+        """Run a script that must end with status 2 and one line on stderr; return that line."""
+        return one_line(script, *self.finish(script, *arguments))
+
+
+def one_line(script: str, status: int, out: str, err: str) -> str:
+    lines = [line for line in err.splitlines() if not line.startswith("note:")]
+    assert status == 2 and len(lines) == 1, f"{script}: status {status}\n{out}\n{err}"
+    assert lines[0].startswith(f"{script}: "), lines
+    return lines[0]
+
+
+@pytest.fixture
+def here(project, monkeypatch, capsys, tmp_path) -> Here:
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # no weights that this machine may have
+    return Here(monkeypatch, capsys)
 
 
 class User:
@@ -68,13 +155,12 @@ class User:
         site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(f"import sys; sys.path.insert(1, {str(CODE)!r})\n{SMALL_SETTINGS}")
         self.environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")},
             "PYTHONPATH": str(site),
             "EUROSAT_PROJECT_ROOT": str(root),
             "EUROSAT_DATASET_ROOT": str(dataset_root),
             "EUROSAT_PROFILE": "demo",
-            "http_proxy": "http://127.0.0.1:9",  # offline: whoever tries the network fails at once
-            "https_proxy": "http://127.0.0.1:9",
+            **OFFLINE,
             **environment,
         }
 
@@ -102,10 +188,12 @@ class User:
         """Run a script that must end with status 2 and one line on stderr; return that line."""
         process = self.start(script, *arguments, **environment)
         out, err = process.communicate(timeout=300)
-        lines = [line for line in err.splitlines() if not line.startswith("note:")]
-        assert process.returncode == 2 and len(lines) == 1, f"{script}: status {process.returncode}\n{out}\n{err}"
-        assert lines[0].startswith(f"{script}: "), lines
-        return lines[0]
+        return one_line(script, process.returncode, out, err)
+
+    def move(self, root: Path) -> None:
+        """Take another project root from now on."""
+        self.root = root
+        self.environment["EUROSAT_PROJECT_ROOT"] = str(root)
 
 
 @pytest.fixture
@@ -117,8 +205,11 @@ def user(tmp_path, sample) -> User:
 def trained(tmp_path_factory, sample) -> Path:
     """A project root after the whole chain on the sample; not to be changed."""
     root = tmp_path_factory.mktemp("trained") / "root"
-    someone = User(root, sample)
-    someone.transcript = {}
+    someone = User(root, sample, PYTHONDONTWRITEBYTECODE="1")
+    del someone.environment["MPLCONFIGDIR"]
+    with (root / "site" / "sitecustomize.py").open("a") as site:
+        site.write(WATCH)
+    someone.transcript, someone.images_before = {}, state_of(sample)
     for script in (
         *("split_data.py", "verify_splits.py", "train_rgb.py", "train_ms.py", "predict_test.py", "reproduce.py"),
         *("rank_images.py", "make_report.py"),
@@ -132,3 +223,73 @@ def trained_copy(trained, tmp_path, sample) -> User:
     """A copy of it that a test may change."""
     root = Path(shutil.copytree(trained.root, tmp_path / "copy"))
     return User(root, sample)
+
+
+class Place:
+    """A copy of the trained project root, and of the data set where asked for, to be damaged; scripts run in this process."""
+
+    def __init__(self, project, trained, sample, here, monkeypatch) -> None:
+        self.root, self.trained, self.sample, self.here, self.monkeypatch = project, trained, sample, here, monkeypatch
+        shutil.copytree(trained.root / "splits", project / "splits")
+        shutil.copytree(trained.root / "outputs", project / "outputs", copy_function=os.link)
+
+    def own_sample(self):
+        """A copy of the data set that may be damaged; the image files are links, to be replaced rather than changed."""
+        if self.sample == config.DATASET_ROOT:
+            config.DATASET_ROOT = self.root.parent / "own sample ü"
+            shutil.copytree(self.sample, config.DATASET_ROOT, copy_function=os.link)
+            for path in [config.DATASET_ROOT, *config.DATASET_ROOT.rglob("*")]:
+                if path.is_dir():
+                    path.chmod(0o755)
+        return config.DATASET_ROOT
+
+    def images(self, task, name):
+        return self.own_sample() / {"rgb": "EuroSAT_RGB", "ms": "EuroSAT_MS"}[task] / name
+
+    def first_image(self, task):
+        path = self.own_sample() / self.list(task, "train").read_text().splitlines()[1].split(",")[0]
+        return unlinked(path) if path.is_file() else path
+
+    def list(self, task, part):
+        return self.root / "splits/demo" / task / f"{part}.csv"
+
+    def edit(self, task, part, change):
+        path = self.list(task, part)
+        path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
+
+    def line(self, text):
+        self.edit("rgb", "train", lambda lines: [*lines, text])
+        return "train_rgb.py"
+
+    def output(self, name):
+        return unlinked(self.root / "outputs/demo/rgb" / name)
+
+    def change(self, name, change):
+        path = self.output(name)
+        content = torch.load(path, weights_only=True)
+        change(content)
+        torch.save(content, path)
+        return "predict_test.py rgb"
+
+    def settings(self, task, **changes):
+        kind = f"{task.upper()}_SETTINGS"
+        setattr(config, kind, [dataclasses.replace(getattr(config, kind)[0], **changes)])
+        return f"train_{task}.py"
+
+    def pretrained(self, content):
+        (self.root / "pretrained").mkdir(exist_ok=True)
+        torch.save(content, self.root / "pretrained/mobilenet_v3_small.pth")
+
+
+def unlinked(path):
+    """The same file, no longer the same as the one it was linked from."""
+    if not path.is_symlink():
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def place(project, trained, sample, here, monkeypatch):
+    return Place(project, trained, sample, here, monkeypatch)

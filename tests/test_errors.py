@@ -1,185 +1,605 @@
-"""A user's mistake ends in one line that says what, where and what to do, with status 2."""
+"""A user's mistake ends in one line that says what, where and what to do, with status 2, and leaves all as it was."""
 
 import os
 import pickle
+import shutil
+import subprocess
 
 import pytest
 import torch
+from conftest import CODE, files_below, unlinked
 from PIL import Image
 from tifffile import imwrite
 
 import config
-from dataset import load_images, read_image
-from project import UserError, check_config, written_whole
+from dataset import read_image
+from project import UserError, written_whole
 
 
 class Cases:
-    """Each makes a mistake and returns the script to run and the environment; its docstring is what must be told."""
+    """Each makes one mistake in `place` and returns the command; its docstring is what the user must be told."""
 
-    def root_wrong(user, sample):
+    # The data set root ---------------------------------------------------------------------------------------
+
+    def root_missing(place):
         """is not there; set DATASET_ROOT in config.py (or EUROSAT_DATASET_ROOT)"""
-        return "split_data.py", {"EUROSAT_DATASET_ROOT": "/nowhere"}
+        config.DATASET_ROOT = place.root / "nowhere"
+        return "split_data.py"
 
-    def root_not_set(user, sample):
-        """data is not there; set DATASET_ROOT"""
-        return "split_data.py", {"EUROSAT_DATASET_ROOT": ""}
-
-    def root_a_file(user, sample):
+    def root_a_file(place):
         """is not a folder; set DATASET_ROOT"""
-        return "split_data.py", {"EUROSAT_DATASET_ROOT": __file__}
+        config.DATASET_ROOT = CODE / "config.py"
+        return "split_data.py"
 
-    def root_empty(user, sample):
+    def root_empty(place):
         """no EuroSAT images below"""
-        (user.root / "empty").mkdir()
-        return "split_data.py", {"EUROSAT_DATASET_ROOT": str(user.root / "empty")}
+        config.DATASET_ROOT = place.root / "splits"
+        return "split_data.py"
 
-    def class_missing(user, sample):
+    def root_unreadable(place):
+        """Permission denied; check its permissions"""
+        real = os.scandir
+
+        def refuse(path):
+            if str(path).endswith("EuroSAT_RGB/River"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        place.monkeypatch.setattr(os, "scandir", refuse)  # root, as which tests often run, may read everything
+        return "split_data.py"
+
+    def class_missing(place):
         """has no RGB images of Forest"""
-        (sample / "EuroSAT_RGB/Forest").rename(sample / "Forest")
-        return "split_data.py", {}
+        place.images("rgb", "Forest").rename(place.own_sample() / "elsewhere")
+        return "split_data.py"
 
-    def class_too_small(user, sample):
+    def class_too_small(place):
         """each class needs at least 4"""
-        for number in range(2, 11):
-            (sample / f"EuroSAT_RGB/Forest/Forest_{number}.jpg").unlink()
-        return "split_data.py", {}
+        for path in sorted(place.images("rgb", "Forest").iterdir())[1:]:
+            path.unlink()
+        return "split_data.py --overwrite"
 
-    def patch_twice(user, sample):
+    def a_patch_twice(place):
         """are of the same patch"""
-        folder = sample / "EuroSAT_RGB/Forest"
-        (folder / "Forest_1.JPEG").write_bytes((folder / "Forest_1.jpg").read_bytes())
-        return "split_data.py", {}
+        folder = place.images("rgb", "Forest")
+        shutil.copy(folder / "Forest_1.jpg", folder / "Forest_1.JPEG")
+        return "split_data.py"
 
-    def line_break_in_a_name(user, sample):
+    def a_line_break_in_a_name(place):
         """characters that no list can hold"""
-        folder = sample / "EuroSAT_RGB/Forest"
+        folder = place.images("rgb", "Forest")
         (folder / "Forest_1.jpg").rename(folder / "Forest\n1.jpg")
-        return "split_data.py", {}
+        return "split_data.py"
 
-    def profile_unknown(user, sample):
-        """unknown PROFILE 'big'; known: course, full, demo"""
-        return "split_data.py", {"EUROSAT_PROFILE": "big"}
+    def links_in_a_circle(place):
+        """Too many levels of symbolic links"""
+        folder = place.images("rgb", "Forest")
+        shutil.rmtree(folder)
+        folder.symlink_to(folder)
+        return "split_data.py"
 
-    def seed_no_number(user, sample):
-        """SEED in config.py is '12a'"""
-        return "split_data.py", {"TEST_CONFIG": "config.SEED = '12a'"}
+    # Images: each case replaces the first image of a training list ------------------------------------------
 
-    def size_impossible(user, sample):
-        """SPLIT_SIZES['demo'] in config.py"""
-        return "split_data.py", {"TEST_CONFIG": "config.SPLIT_SIZES['demo'] = (-1, 2, 3)"}
+    def image_missing(place):
+        """No such file or directory; check DATASET_ROOT, or run: python verify_splits.py"""
+        place.first_image("rgb").unlink()
+        return "train_rgb.py"
 
-    def lists_missing(user, sample):
-        """is missing; run: python split_data.py"""
-        return "train_rgb.py", {}
+    def image_without_bytes(place):
+        """is damaged or no RGB image"""
+        place.first_image("rgb").write_bytes(b"")
+        return "train_rgb.py"
 
-    def lists_missing_to_verify(user, sample):
+    def image_truncated(place):
+        """is damaged or no RGB image"""
+        path = place.first_image("rgb")
+        path.write_bytes(path.read_bytes()[:-200])
+        return "train_rgb.py"
+
+    def image_of_another_size(place):
+        """has 64 x 32 pixels instead of 64 x 64"""
+        Image.new("RGB", (32, 64)).save(place.first_image("rgb"))
+        return "train_rgb.py"
+
+    def image_gray(place):
+        """is Gray, not a colour image"""
+        Image.new("L", (64, 64)).save(place.first_image("rgb"))
+        return "train_rgb.py"
+
+    def image_cmyk(place):
+        """CMYK, not a colour image"""
+        Image.new("CMYK", (64, 64)).save(place.first_image("rgb"))
+        return "train_rgb.py"
+
+    def image_png_named_jpg(place):
+        """is damaged or no RGB image"""
+        Image.new("RGB", (64, 64)).save(place.first_image("rgb"), "PNG")
+        return "train_rgb.py"
+
+    def image_of_16_bit(place):
+        """is Gray, not a colour image"""
+        import imagecodecs
+        import numpy as np
+
+        pixels = np.zeros((64, 64), np.uint16)
+        place.first_image("rgb").write_bytes(imagecodecs.ljpeg_encode(pixels, bitspersample=16))
+        return "train_rgb.py"
+
+    def image_a_bomb(place):
+        """has 20000 x 20000 pixels instead of 64 x 64"""
+        Image.new("L", (20000, 20000)).save(place.first_image("rgb"))
+        return "train_rgb.py"
+
+    def image_a_folder(place):
+        """Is a directory"""
+        place.first_image("rgb").unlink()
+        place.first_image("rgb").mkdir()
+        return "train_rgb.py"
+
+    def image_linked_to_itself(place):
+        """Too many levels of symbolic links"""
+        path = place.first_image("rgb")
+        path.unlink()
+        path.symlink_to(path)
+        return "train_rgb.py"
+
+    def tif_with_3_bands(place):
+        """is uint16 of shape (64, 64, 3) instead of uint16 (64, 64, 13)"""
+        tif(place.first_image("ms"), (64, 64, 3))
+        return "train_ms.py"
+
+    def tif_with_12_bands(place):
+        """instead of uint16 (64, 64, 13)"""
+        tif(place.first_image("ms"), (64, 64, 12))
+        return "train_ms.py"
+
+    def tif_with_14_bands(place):
+        """instead of uint16 (64, 64, 13)"""
+        tif(place.first_image("ms"), (64, 64, 14))
+        return "train_ms.py"
+
+    def tif_of_floats(place):
+        """is float32 of shape (64, 64, 13) instead of uint16"""
+        tif(place.first_image("ms"), dtype="float32")
+        return "train_ms.py"
+
+    def tif_of_nan(place):
+        """is float32 of shape (64, 64, 13) instead of uint16"""
+        tif(place.first_image("ms"), dtype="float32", value=float("nan"))
+        return "train_ms.py"
+
+    def tif_that_is_none(place):
+        """is damaged or no multispectral image"""
+        place.first_image("ms").write_bytes(b"II*\0 and then something else")
+        return "train_ms.py"
+
+    def tif_a_bomb(place):
+        """instead of uint16 (64, 64, 13)"""
+        tif(place.first_image("ms"), (3000, 3000, 13), dtype="uint8", compression="deflate")
+        return "train_ms.py"
+
+    # Lists ---------------------------------------------------------------------------------------------------
+
+    def no_lists(place):
+        """train.csv is missing; run: python split_data.py"""
+        shutil.rmtree(place.root / "splits")
+        return "train_rgb.py"
+
+    def no_lists_to_verify(place):
         """no lists in splits/demo; run: python split_data.py"""
-        return "verify_splits.py", {}
+        shutil.rmtree(place.root / "splits")
+        return "verify_splits.py"
 
-    def model_missing(user, sample):
-        """there is no model outputs/demo/rgb/final_model.pt"""
-        return "predict_test.py", {}
+    def one_list_missing(place):
+        """val.csv is missing; run: python split_data.py"""
+        place.list("rgb", "val").unlink()
+        return "train_rgb.py"
 
-    def model_missing_to_compare(user, sample):
+    def list_without_bytes(place):
+        """val.csv, line 1: the header is not file,label,class_name"""
+        place.list("rgb", "val").write_text("")
+        return "train_rgb.py"
+
+    def list_without_header(place):
+        """line 1: the header is not file,label,class_name"""
+        place.edit("rgb", "val", lambda lines: lines[1:])
+        return "train_rgb.py"
+
+    def list_with_a_wrong_header(place):
+        """line 1: the header is not file,label,class_name"""
+        place.edit("rgb", "val", lambda lines: ["file,label", *lines[1:]])
+        return "train_rgb.py"
+
+    def list_without_images(place):
+        """line 1: the list is empty"""
+        place.edit("rgb", "val", lambda lines: lines[:1])
+        return "train_rgb.py"
+
+    def list_no_text(place):
+        """cannot read the list splits/demo/rgb/val.csv"""
+        place.list("rgb", "val").write_bytes(b"\xff\xfe\x00")
+        return "train_rgb.py"
+
+    def list_with_backslashes(place):
+        """train.csv, line 62: 'EuroSAT_RGB\\\\Forest\\\\x.jpg' is not a path from the data set root on"""
+        return place.line("EuroSAT_RGB\\Forest\\x.jpg,1,Forest")
+
+    def list_with_an_absolute_path(place):
+        """line 62: '/etc/Forest/x.jpg' is not a path from the data set root on"""
+        return place.line("/etc/Forest/x.jpg,1,Forest")
+
+    def list_that_points_outside(place):
+        """line 62: 'EuroSAT_RGB/../../Forest/x.jpg' is not a path from the data set root on"""
+        return place.line("EuroSAT_RGB/../../Forest/x.jpg,1,Forest")
+
+    def list_with_two_columns(place):
+        """line 62: 2 columns instead of 3"""
+        return place.line("EuroSAT_RGB/Forest/x.jpg,1")
+
+    def list_with_an_unknown_class(place):
+        """line 62: unknown class 'Desert'; known: AnnualCrop"""
+        return place.line("EuroSAT_RGB/Desert/x.jpg,10,Desert")
+
+    def list_with_a_wrong_label(place):
+        """line 62: the label '2', the class Forest and the folder of EuroSAT_RGB/Forest/x.jpg disagree"""
+        return place.line("EuroSAT_RGB/Forest/x.jpg,2,Forest")
+
+    def list_with_a_label_against_its_folder(place):
+        """line 62: the label '1', the class Forest and the folder of EuroSAT_RGB/River/x.jpg disagree"""
+        return place.line("EuroSAT_RGB/River/x.jpg,1,Forest")
+
+    def list_of_the_other_images(place):
+        """line 62: EuroSAT_MS/Forest/x.tif is no RGB image"""
+        return place.line("EuroSAT_MS/Forest/x.tif,1,Forest")
+
+    def list_with_a_file_twice(place):
+        """is listed twice"""
+        return place.line(place.list("rgb", "train").read_text().splitlines()[5])
+
+    def lists_that_overlap(place):
+        """and, as the same patch, in train.csv of splits/demo/rgb; run: python split_data.py --overwrite"""
+        line = place.list("rgb", "train").read_text().splitlines()[5]
+        place.edit("rgb", "val", lambda lines: [*lines, line])
+        return "train_rgb.py"
+
+    def lists_of_others_than_the_model(place):
+        """was trained with other lists than those in splits/"""
+        place.edit("rgb", "train", lambda lines: lines[:-1])
+        return "predict_test.py rgb"
+
+    def too_few_images_to_train(place):
+        """1 training images in batches of at most 16 leave 1 process(es) fewer than two"""
+        place.edit("rgb", "train", lambda lines: lines[:2])
+        return "train_rgb.py"
+
+    # The project root ----------------------------------------------------------------------------------------
+
+    def project_root_where_nothing_can_be(place):
+        """cannot write splits/demo/rgb/train.csv"""
+        config.PROJECT_ROOT = CODE / "config.py"
+        return "split_data.py"
+
+    # Checkpoints and models ----------------------------------------------------------------------------------
+
+    def model_missing(place):
+        """there is no model outputs/demo/rgb/final_model.pt; run: python train_rgb.py"""
+        place.output("final_model.pt").unlink()
+        return "predict_test.py rgb"
+
+    def models_missing_to_compare(place):
         """run: python train_rgb.py or python train_ms.py"""
-        return "reproduce.py", {}
+        shutil.rmtree(place.root / "outputs")
+        return "reproduce.py"
 
-    def nothing_to_report(user, sample):
+    def model_truncated(place):
+        """final_model.pt is damaged or holds more than tensors and plain values"""
+        path = place.output("final_model.pt")
+        path.write_bytes(path.read_bytes()[:5000])
+        return "predict_test.py rgb"
+
+    def model_of_the_other_task(place):
+        """is a model of the task 'ms'"""
+        shutil.copy(place.root / "outputs/demo/ms/final_model.pt", place.output("final_model.pt"))
+        return "reproduce.py rgb"
+
+    def model_of_another_backbone(place):
+        """is no final model of this program"""
+        return place.change("final_model.pt", lambda content: content["setting"].update(backbone="resnet18"))
+
+    def model_of_other_bands(place):
+        """bands and normalisation in outputs/demo/rgb/final_model.pt disagree"""
+        return place.change("final_model.pt", lambda content: content.update(bands=["B08", "B11", "B12"]))
+
+    def model_of_other_classes(place):
+        """knows other classes: Desert"""
+        return place.change("final_model.pt", lambda content: content.update(classes=["Desert"]))
+
+    def model_that_is_a_list(place):
+        """holds a list instead of a dict"""
+        torch.save([1, 2], place.output("final_model.pt"))
+        return "predict_test.py rgb"
+
+    def checkpoint_truncated(place):
+        """last.pt is damaged or holds more than tensors and plain values"""
+        path = place.output("second/last.pt")
+        path.write_bytes(path.read_bytes()[:5000])
+        return "train_rgb.py"
+
+    def checkpoint_of_another_network(place):
+        """last.pt is no checkpoint of this network"""
+        place.change("second/last.pt", lambda content: content["network"].popitem())
+        return "train_rgb.py"
+
+    def checkpoint_with_a_shortened_history(place):
+        """last.pt is no checkpoint of this network (its parts disagree)"""
+        place.change("second/last.pt", lambda content: content["progress"]["history"].pop())
+        return "train_rgb.py"
+
+    def best_checkpoint_missing(place):
+        """best.pt does not exist"""
+        for name in ("first", "second"):
+            place.output(f"{name}/best.pt").unlink()
+        return "train_rgb.py"
+
+    def best_checkpoint_of_another_run(place):
+        """best.pt and last.pt are of different runs"""
+        for name in ("first", "second"):
+            place.change(f"{name}/best.pt", lambda content: content.update(epoch=7))
+        return "train_rgb.py"
+
+    def reference_missing(place):
+        """there is no reference outputs/demo/rgb/test_logits.pt; run: python predict_test.py rgb"""
+        place.output("test_logits.pt").unlink()
+        return "reproduce.py rgb"
+
+    def reference_damaged(place):
+        """test_metrics.json in outputs/demo/rgb is damaged"""
+        place.output("test_metrics.json").write_text("{}")
+        return "reproduce.py rgb"
+
+    def ranking_of_another_model(place):
+        """test_logits.pt is of another model; run: python predict_test.py rgb"""
+        place.change("final_model.pt", lambda content: content.update(epoch=7))
+        return "rank_images.py rgb"
+
+    def nothing_to_report(place):
         """nothing to report"""
-        return "make_report.py", {}
+        shutil.rmtree(place.root / "outputs")
+        return "make_report.py"
 
-    def weights_missing(user, sample):
+    def selection_damaged(place):
+        """selection.csv or test_metrics.json in outputs/demo/rgb is damaged"""
+        place.output("selection.csv").write_text("setting,selected\nfirst,yes\n")
+        return "make_report.py"
+
+    def metrics_damaged(place):
+        """selection.csv or test_metrics.json in outputs/demo/rgb is damaged"""
+        place.output("test_metrics.json").write_text('{"accuracy": 1')
+        return "make_report.py"
+
+    def a_figure_damaged(place):
+        """cannot typeset the report"""
+        place.output("ranking.png").write_bytes(b"no figure")
+        return "make_report.py"
+
+    # Initial weights -----------------------------------------------------------------------------------------
+
+    def weights_missing(place):
         """run: python download_weights.py"""
-        user.run("split_data.py")
-        change = (
-            "import dataclasses; config.RGB_SETTINGS = [dataclasses.replace(config.RGB_SETTINGS[0], weights='DEFAULT')]"
-        )
-        return "train_rgb.py", {"TEST_CONFIG": change}
+        return place.settings("rgb", weights="DEFAULT", epochs=1)
 
-    def no_network_for_the_data(user, sample):
+    def weights_of_another_network(place):
+        """the initial weights are not those of mobilenet_v3_small"""
+        place.pretrained({"some.weight": torch.zeros(3)})
+        return place.settings("rgb", weights="DEFAULT", epochs=1)
+
+    def weights_unknown(place):
+        """unknown weights 'IMAGENET9' of mobilenet_v3_small; known: DEFAULT, IMAGENET1K_V1"""
+        return place.settings("rgb", weights="IMAGENET9", epochs=1)
+
+    # config.py -----------------------------------------------------------------------------------------------
+
+    def profile_unknown(place):
+        """unknown PROFILE 'big'; known: course, full, demo"""
+        config.PROFILE = "big"
+        return "split_data.py"
+
+    def seed_no_number(place):
+        """SEED in config.py is '12a'; it must be a whole number"""
+        config.SEED = "12a"
+        return "split_data.py"
+
+    def seed_negative(place):
+        """SEED in config.py is -1"""
+        config.SEED = -1
+        return "train_rgb.py"
+
+    def size_impossible(place):
+        """SPLIT_SIZES['demo'] in config.py"""
+        place.monkeypatch.setitem(config.SPLIT_SIZES, "demo", (-1, 2, 3))
+        return "split_data.py"
+
+    def sizes_too_large(place):
+        """which gives 60 / 20 / 20 for train / val / test where the profile demo asks for 50 / 50 / 50"""
+        place.monkeypatch.setitem(config.SPLIT_SIZES, "demo", (50, 50, 50))
+        return "split_data.py"
+
+    def too_many_in_the_team(place):
+        """TEAM in config.py has 4 members; at most three"""
+        config.TEAM = [("A B", 1)] * 4
+        return "make_report.py"
+
+    def ranked_class_unknown(place):
+        """unknown class 'Desert' in RANKED_CLASSES of config.py"""
+        config.RANKED_CLASSES = ("Desert",)
+        return "rank_images.py rgb"
+
+    def augmentation_unknown(place):
+        """the setting 'first' in config.py: unknown augmentation; known: none, mild, strong"""
+        return place.settings("rgb", augmentation="wild")
+
+    def backbone_unknown(place):
+        """unknown backbone; known: alexnet"""
+        return place.settings("rgb", backbone="resnet1")
+
+    def backbone_that_cannot_be_cut(place):
+        """vit_b_16 cannot be cut after a pooling of its feature map"""
+        return place.settings("rgb", backbone="vit_b_16")
+
+    def fusion_unknown(place):
+        """unknown fusion; known: none, concat"""
+        return place.settings("rgb", fusion="magic")
+
+    def one_group_to_fuse(place):
+        """takes 2 group(s) of three bands"""
+        return place.settings("rgb", fusion="concat")
+
+    def band_of_the_other_images(place):
+        """unknown band 'B08' of the RGB set; known: B04, B03, B02"""
+        return place.settings("rgb", band_groups=(("B08", "B11", "B12"),))
+
+    def two_bands(place):
+        """takes 2 group(s) of three bands"""
+        return place.settings("ms", band_groups=(("B04", "B03"), ("B04", "B03")))
+
+    def no_epochs(place):
+        """epochs must be at least 1"""
+        return place.settings("ms", epochs=0)
+
+    def batches_of_one(place):
+        """batch_size must be at least 2"""
+        return place.settings("ms", batch_size=1)
+
+    def images_too_small(place):
+        """image_size must be from 32 to 1024"""
+        return place.settings("ms", image_size=7)
+
+    def no_learning_rate(place):
+        """learning_rate must be positive"""
+        return place.settings("ms", learning_rate=0.0)
+
+    def name_that_leads_elsewhere(place):
+        """its name names a folder"""
+        return place.settings("ms", name="../up")
+
+    def two_settings_of_one_name(place):
+        """the settings in config.py need different names"""
+        config.RGB_SETTINGS = [config.RGB_SETTINGS[0]] * 2
+        return "train_rgb.py"
+
+    def a_loss_that_is_no_number(place):
+        """is not a number in epoch 1; no epoch is kept in outputs/demo/rgb/first; lower its learning_rate"""
+        shutil.rmtree(place.root / "outputs")
+        return place.settings("rgb", learning_rate=float("inf"))
+
+    # Downloads -----------------------------------------------------------------------------------------------
+
+    def no_network_for_the_data(place):
         """check the network and run it again"""
-        return "download_data.py", {}
+        return "download_data.py"
 
-    def too_little_disk_for_the_data(user, sample):
-        """GB free; RGB needs 0.2 GB: free some"""
-        full = "import shutil, types; shutil.disk_usage = lambda path: types.SimpleNamespace(free=10**8)"
-        return "download_data.py", {"TEST_CONFIG": full}
-
-    def image_damaged(user, sample):
-        """Forest_1.jpg is damaged or no RGB image"""
-        user.run("split_data.py")
-        lists = (user.root / "splits/demo/rgb").glob("*.csv")
-        for path in lists:  # wherever the split put it: into train, which is read first
-            path.write_text(path.read_text().replace("Forest_1.jpg", "Forest_x.jpg"))
-        path = user.root / "splits/demo/rgb/train.csv"
-        path.write_text(path.read_text() + "EuroSAT_RGB/Forest/Forest_1.jpg,1,Forest\n")
-        (sample / "EuroSAT_RGB/Forest/Forest_x.jpg").write_bytes(
-            (sample / "EuroSAT_RGB/River/River_1.jpg").read_bytes()
-        )
-        damaged = sample / "EuroSAT_RGB/Forest/Forest_1.jpg"
-        damaged.write_bytes(damaged.read_bytes()[:700])
-        return "train_rgb.py", {}
-
-    def project_root_not_writable(user, sample):
-        """cannot write"""
-        return "split_data.py", {"EUROSAT_PROJECT_ROOT": "/proc/nowhere"}
+    def too_little_disk_for_the_data(place):
+        """0.1 GB free; RGB needs 0.2 GB: free some"""
+        place.monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**8))
+        return "download_data.py"
 
 
-@pytest.mark.parametrize("name", [name for name in vars(Cases) if not name.startswith("_")])
-def test_mistakes_end_in_one_line(user, own_sample, name):
-    user.environment["EUROSAT_DATASET_ROOT"] = str(own_sample)
+def tif(path, shape=(64, 64, 13), dtype="uint16", value=1, **options):
+    pixels = torch.full(shape, value, dtype=torch.float32).numpy().astype(dtype)
+    imwrite(path, pixels, photometric="minisblack", planarconfig="contig", **options)
+
+
+CASES = [name for name in vars(Cases) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mistakes_end_in_one_line(place, name):
     case = vars(Cases)[name]
-    script, environment = case(user, own_sample)
-    assert case.__doc__ in user.refused(script, **environment)
+    script, *arguments = case(place).split()
+    before, images_before = files_below(place.root), files_below(place.root.parent / "own sample ü")
+    line = place.here.refused(script, *arguments)
+    assert case.__doc__ in line
+    after = files_below(place.root)
+    # Nothing that was there has changed, and what is new is the cache or of a setting that had none.
+    assert {path: after.get(path) for path in before if not path.endswith("train.lock")} == {
+        path: digest for path, digest in before.items() if not path.endswith("train.lock")
+    }
+    new = {path.rpartition("/")[2] for path in set(after) - set(before)}
+    assert all(name.endswith((".npy", "setting.json", "train.lock")) for name in new), new
+    assert files_below(place.root.parent / "own sample ü") == images_before
 
 
-def jpeg(path, mode="RGB", size=(64, 64), kind="JPEG"):
-    Image.new(mode, size).save(path, kind)
+def test_there_are_enough_of_them():
+    assert len(CASES) >= 40
 
 
-def tif(path, shape=(64, 64, 13), dtype="uint16"):
-    imwrite(path, torch.ones(shape).numpy().astype(dtype), photometric="minisblack", planarconfig="contig")
-
-
-@pytest.mark.parametrize(
-    "task, make, told",
-    [
-        ("rgb", lambda path: path.touch(), "damaged"),
-        ("rgb", lambda path: path.write_bytes(b"hello"), "damaged"),
-        ("rgb", lambda path: jpeg(path, kind="PNG"), "damaged or no RGB image"),
-        ("rgb", lambda path: jpeg(path, mode="L"), "not a colour image"),
-        ("rgb", lambda path: jpeg(path, mode="CMYK"), "not a colour image"),
-        ("rgb", lambda path: jpeg(path, size=(32, 64)), "64 x 32 pixels instead of 64 x 64"),
-        ("rgb", lambda path: jpeg(path, size=(20000, 20000), mode="L"), "20000 x 20000 pixels"),
-        ("rgb", lambda path: path.mkdir(), "cannot read"),
-        ("ms", lambda path: path.touch(), "damaged"),
-        ("ms", lambda path: jpeg(path), "damaged"),
-        ("ms", lambda path: tif(path, (64, 64, 3)), "instead of uint16 (64, 64, 13)"),
-        ("ms", lambda path: tif(path, (64, 64, 12)), "instead of uint16 (64, 64, 13)"),
-        ("ms", lambda path: tif(path, (64, 64, 14)), "instead of uint16 (64, 64, 13)"),
-        ("ms", lambda path: tif(path, dtype="float32"), "instead of uint16 (64, 64, 13)"),
-        ("ms", lambda path: tif(path, (128, 64, 13)), "instead of uint16 (64, 64, 13)"),
-    ],
-)
-def test_images_that_are_none_are_named(project, tmp_path, monkeypatch, task, make, told):
-    monkeypatch.setattr(config, "DATASET_ROOT", tmp_path)
-    make(tmp_path / "odd.x")
-    with pytest.raises(UserError) as error:
-        read_image("odd.x", task)
-    assert told in str(error.value) and str(tmp_path / "odd.x") in str(error.value)
-    with pytest.raises(UserError):
-        load_images(task, ["odd.x"], ("B04",))
-    assert not list(project.rglob("*.*"))  # nothing half-written
-
-
-def test_truncated_images_are_refused(project, sample, tmp_path, monkeypatch):
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.999])
+def test_truncated_images_are_refused(project, sample, tmp_path, monkeypatch, share):
     monkeypatch.setattr(config, "DATASET_ROOT", tmp_path)
     for task, file in (("rgb", "EuroSAT_RGB/River/River_1.jpg"), ("ms", "EuroSAT_MS/River/River_1.tif")):
         whole = (sample / file).read_bytes()
-        for share in (0.1, 0.5, 0.9):
-            (tmp_path / "x").write_bytes(whole[: int(len(whole) * share)])
-            with pytest.raises(UserError):
-                read_image("x", task)
+        (tmp_path / "x").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(UserError, match="damaged"):
+            read_image("x", task)
+
+
+class Accepted:
+    """What looks odd and is safe: each case prepares it and returns the commands that must work."""
+
+    def line_ends_of_windows(place):
+        for part in ("train", "val", "test"):
+            path = place.list("rgb", part)
+            path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+        return "predict_test.py rgb", "reproduce.py rgb"
+
+    def litter_and_a_strange_class(place):
+        folder = place.images("rgb", "Forest")
+        for name in ("._Forest_1.jpg", ".DS_Store", "Thumbs.db", "Forest_1.jpg.aux.xml"):
+            (folder / name).touch()
+        shutil.copytree(folder, folder.with_name("Desert"))
+        return "split_data.py", "verify_splits.py"
+
+    def odd_names(place):
+        folder = place.images("rgb", "Forest")
+        (folder / "Forest_1.jpg").rename(folder / "Forest 1, ü “é”.JPEG")
+        return "split_data.py --overwrite", "verify_splits.py", "train_rgb.py"
+
+    def odd_encodings_of_a_tif(place):
+        import imagecodecs
+
+        paths = sorted(place.images("ms", "Forest").iterdir())
+        for path, options in zip(paths, ({"compression": "deflate"}, {"compression": "lzw"}, {"rowsperstrip": 64})):
+            pixels = imagecodecs.tiff_decode(path.read_bytes())
+            imwrite(unlinked(path), pixels, photometric="minisblack", planarconfig="contig", **options)
+        imwrite(unlinked(paths[4]), pixels.transpose(2, 0, 1), photometric="minisblack", planarconfig="separate")
+        return "split_data.py", "verify_splits.py"
+
+    def one_image_in_the_last_batch(place):
+        place.edit("rgb", "train", lambda lines: lines[:34])  # 33 images, batches of 16: 11 + 11 + 11
+        return ("train_rgb.py",)
+
+    def a_class_absent_from_val(place):
+        place.edit("rgb", "val", lambda lines: [line for line in lines if "River" not in line])
+        return "train_rgb.py", "predict_test.py rgb", "make_report.py"
+
+    def a_band_without_variation(place):
+        import imagecodecs
+
+        for path in place.images("ms", "").rglob("*.tif"):
+            pixels = imagecodecs.tiff_decode(path.read_bytes())
+            pixels[:, :, 7] = 9
+            imwrite(unlinked(path), pixels, photometric="minisblack", planarconfig="contig")
+        return ("train_ms.py",)
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Accepted) if not name.startswith("_")])
+def test_what_is_safe_is_accepted(place, name):
+    for command in vars(Accepted)[name](place):
+        script, *arguments = command.split()
+        place.here.run(script, *arguments)
+
+
+# Code in files -------------------------------------------------------------------------------------------------------
 
 
 class Evil:
@@ -187,69 +607,32 @@ class Evil:
         return os.system, (f"touch {os.environ['EVIL_FILE']}",)
 
 
-@pytest.mark.parametrize("script", ["predict_test.py", "train_rgb.py", "reproduce.py"])
-def test_a_pickle_that_would_run_code_does_not(trained_copy, monkeypatch, tmp_path, script):
-    monkeypatch.setenv("EVIL_FILE", str(tmp_path / "ran"))
-    name = {"predict_test.py": "final_model.pt", "train_rgb.py": "first/last.pt", "reproduce.py": "test_logits.pt"}[
-        script
-    ]
-    path = trained_copy.root / "outputs/demo/rgb" / name
-    torch.save({"network": Evil()}, path)
-    arguments = () if script == "train_rgb.py" else ("rgb",)
-    line = trained_copy.refused(script, *arguments)
-    assert "damaged" in line and not (tmp_path / "ran").exists()
-    path.write_bytes(pickle.dumps(Evil()))
-    trained_copy.refused(script, *arguments)
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize(
-    "line, told",
+    "name, command",
     [
-        ("../outside.jpg,1,Forest", "is not a path from the data set root on"),
-        ("/etc/Forest/x.jpg,1,Forest", "is not a path from the data set root on"),
-        ("EuroSAT_RGB\\\\Forest\\\\x.jpg,1,Forest", "is not a path from the data set root on"),
-        ("EuroSAT_RGB/Forest/x.jpg,2,Forest", "disagree"),
-        ("EuroSAT_RGB/River/x.jpg,1,Forest", "disagree"),
-        ("EuroSAT_RGB/Desert/x.jpg,10,Desert", "unknown class 'Desert'"),
-        ("EuroSAT_RGB/Forest/x.tif,1,Forest", "is no RGB image"),
-        ("EuroSAT_RGB/Forest/x.jpg,1", "2 columns instead of 3"),
+        ("outputs/demo/rgb/final_model.pt", "predict_test.py rgb"),
+        ("outputs/demo/rgb/second/last.pt", "train_rgb.py"),
+        ("outputs/demo/rgb/test_logits.pt", "reproduce.py rgb"),
+        ("pretrained/mobilenet_v3_small.pth", "train_rgb.py"),
     ],
 )
-def test_wrong_lists_are_named_by_line(user, line, told):
-    user.run("split_data.py")
-    path = user.root / "splits/demo/rgb/train.csv"
-    path.write_text(path.read_text() + line + "\n")
-    message = user.refused("train_rgb.py")
-    assert told in message and "train.csv, line 62" in message
+def test_a_pickle_that_would_run_code_does_not(place, monkeypatch, tmp_path, name, command):
+    monkeypatch.setenv("EVIL_FILE", str(tmp_path / "ran"))
+    path = place.root / name
+    if name.startswith("pretrained"):
+        place.settings("rgb", weights="DEFAULT")
+        path.parent.mkdir()
+    for write in (lambda: torch.save({"network": Evil()}, path), lambda: path.write_bytes(pickle.dumps(Evil()))):
+        path.unlink(missing_ok=True)
+        write()
+        line = place.here.refused(*command.split())
+        assert "is damaged or holds more than tensors" in line and not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "content, told", [("", "header"), ("file,label\n", "header"), ("file,label,class_name\n", "empty")]
-)
-def test_lists_without_content(user, content, told):
-    user.run("split_data.py")
-    (user.root / "splits/demo/rgb/val.csv").write_text(content)
-    assert told in user.refused("train_rgb.py")
+# The disk ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change, told", [("ms", "is a model of the task 'ms'"), ("half", "is damaged"), ("keys", "is no final model")]
-)
-def test_wrong_models_are_refused(trained_copy, change, told):
-    path = trained_copy.root / "outputs/demo/rgb/final_model.pt"
-    if change == "ms":
-        path.write_bytes((trained_copy.root / "outputs/demo/ms/final_model.pt").read_bytes())
-    elif change == "half":
-        path.write_bytes(path.read_bytes()[:5000])
-    else:
-        content = torch.load(path, weights_only=True)
-        content["setting"]["backbone"] = "resnet18"
-        torch.save(content, path)
-    assert told in trained_copy.refused("predict_test.py", "rgb")
-
-
-def test_a_full_disk_leaves_the_old_file(project, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file(project):
     path = project / "kept.txt"
     path.write_text("old")
     with pytest.raises(UserError, match="No space left"), written_whole(path) as partial:
@@ -258,7 +641,30 @@ def test_a_full_disk_leaves_the_old_file(project, monkeypatch):
     assert path.read_text() == "old" and [p.name for p in project.iterdir()] == ["kept.txt"]
 
 
-def test_a_team_of_four_is_refused(monkeypatch):
-    monkeypatch.setattr(config, "TEAM", [("A B", 1)] * 4)
-    with pytest.raises(UserError, match="at most three"):
-        check_config()
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB: mount options to a folder."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a file system takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(user, small_disk):
+    """Lists and the cache fit, a checkpoint does not."""
+    user.move(small_disk)
+    user.run("split_data.py")
+    before = files_below(small_disk / "splits")
+    assert "No space left on device; free some space" in user.refused("train_rgb.py")
+    assert files_below(small_disk / "splits") == before and not list(small_disk.rglob("*.partial"))
+
+
+def test_a_project_root_that_is_read_only(user, small_disk):
+    user.move(small_disk)
+    user.run("split_data.py")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for command in ("split_data.py --overwrite", "train_rgb.py"):
+        assert "Read-only file system" in user.refused(*command.split())
+    user.run("verify_splits.py")

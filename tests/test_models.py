@@ -1,5 +1,6 @@
 """Networks: loaded weights everywhere but in the linear layer, and fusions that are what they claim to be."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -168,3 +169,18 @@ def test_random_weights_only_where_asked_for(project, monkeypatch):
     with pytest.raises(UserError, match=r"python download_weights\.py"):
         models.load_backbone("mobilenet_v2", "DEFAULT")
     assert models.load_backbone("mobilenet_v2", None).channels == 1280
+
+
+@pytest.mark.parametrize("kernel, height, width", [(3, 1, 1), (3, 2, 2), (5, 2, 7), (5, 4, 3), (3, 3, 3)])
+def test_padding_small_maps_changes_neither_output_nor_gradients(kernel, height, width):
+    plain = torch.nn.Conv2d(6, 6, kernel, padding=kernel // 2, groups=6)
+    padded = copy.deepcopy(plain)
+    padded.__class__ = models.DepthwiseConvolution
+    images = torch.randn(2, 6, height, width, requires_grad=True)
+    results = []
+    for convolution in (plain, padded):
+        out = convolution(images)
+        (gradient,) = torch.autograd.grad((out**2).sum(), [images], retain_graph=True)
+        (out**2).sum().backward()
+        results.append((out, gradient, convolution.weight.grad, convolution.bias.grad))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))

@@ -1,7 +1,9 @@
 """Two processes train what one process trains."""
 
 import csv
+import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -82,5 +84,24 @@ def test_one_writer(one_and_two):
     assert not list(one_and_two[1].root.rglob("*.partial"))
 
 
-def test_a_run_of_two_processes_continues(one_and_two):
-    assert "first: finished before" in one_and_two[1].run(SCRIPT)
+def test_a_stopped_run_of_two_processes_continues_to_the_same_end(one_and_two):
+    folder = one_and_two[1].root / "outputs/demo/rgb"
+    whole = rows_of(folder)
+    final = torch.load(folder / "final_model.pt", weights_only=True)["network"]
+    shutil.rmtree(folder)
+    process = one_and_two[1].start(SCRIPT)
+    while not (folder / "first/history.csv").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    output, _ = process.communicate(timeout=200)
+    assert "stopped by SIGTERM; saved. To continue: torchrun --nproc-per-node 2 train_rgb.py" in output
+    assert len(rows_of(folder)) < len(whole) or not (folder / "final_model.pt").exists()
+    one_and_two[1].run(SCRIPT)
+    assert rows_of(folder) == whole
+    again = torch.load(folder / "final_model.pt", weights_only=True)["network"]
+    assert all(torch.equal(final[key], again[key]) for key in final)
+
+
+def rows_of(folder) -> list[dict]:
+    rows = list(csv.DictReader((folder / "first/history.csv").open()))
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]

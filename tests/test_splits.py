@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import config
-from dataset import CLASSES, IMAGE_SETS, find_images, patch_of, read_split, splits_hash
+from dataset import CLASSES, IMAGE_SETS, find_images, patch_of, read_split, read_splits, splits_hash
 from project import PARTS, TASKS, UserError
 from split_data import make_lists, make_pools
 
@@ -196,10 +196,10 @@ def test_verify_says_where_other_files_are_at_hand(user, own_sample):
 def test_line_ends_do_not_change_a_list(project, user):
     user.run("split_data.py")
     shutil.copytree(user.root / "splits", project / "splits")
-    before, hash_before = read_split("rgb", "train"), splits_hash("rgb")
+    before, hash_before = read_split("rgb", "train"), splits_hash(read_splits("rgb"))
     path = project / "splits/demo/rgb/train.csv"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    assert read_split("rgb", "train").files == before.files and splits_hash("rgb") == hash_before
+    assert read_split("rgb", "train").files == before.files and splits_hash(read_splits("rgb")) == hash_before
 
 
 def test_record_says_what_the_lists_were_made_from(user):
