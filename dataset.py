@@ -13,7 +13,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,10 +331,10 @@ class Images:
     sha256: str
 
 
-def load_images(task: str, files: Sequence[str], bands: Sequence[str]) -> Images:
+def load_images(task: str, files: Sequence[str], bands: Sequence[str], keep: bool = True) -> Images:
     """Decode a list once; later calls memory-map the array that the first one left in cache/.
 
-    The array's name is a hash of the files' names, sizes and times and of the bands, so it is valid for exactly those;
+    With keep=False nothing is left there: for who looks at a list once, or must not write. The array's name is a hash of the files' names, sizes and times and of the bands, so it is valid for exactly those;
     the second half of the name is the SHA-256 of its pixels. cache/ can be deleted at any time. Two runs that start at
     once both decode and write the same.
 
@@ -359,37 +359,48 @@ def load_images(task: str, files: Sequence[str], bands: Sequence[str]) -> Images
             continue  # damaged: decoded and written again
         if pixels.shape == shape and pixels.dtype == IMAGE_SETS[task].dtype:
             return Images(pixels, path.stem.partition("-")[2])
-    return _decode_into_cache(task, files, columns, shape, cache / key)
+    chunks = _decoded(task, files, columns)
+    if keep:
+        return _kept(chunks, shape, np.dtype(IMAGE_SETS[task].dtype), cache / key)
+    pixels = np.concatenate(list(chunks))
+    return Images(pixels, sha256(pixels.data))
 
 
-def _decode_into_cache(task: str, files: Sequence[str], columns: list[int], shape: tuple, stem: Path) -> Images:
-    import hashlib
-
+def _decoded(task: str, files: Sequence[str], columns: list[int]) -> Iterator[np.ndarray]:
+    """The list's pixels, some images at a time: all cores decode, as the decoders leave Python's lock."""
     from tqdm import tqdm
 
-    digest = hashlib.sha256()
-    dtype = np.dtype(IMAGE_SETS[task].dtype)
-    unnamed = stem.with_name(stem.name + ".npy")  # its hash is known only at the end
-
     def decode(chunk: Sequence[str]) -> np.ndarray:
-        pixels = np.empty((len(chunk), *shape[1:]), dtype)
+        pixels = np.empty((len(chunk), SIDE, SIDE, len(columns)), IMAGE_SETS[task].dtype)
         for row, file in zip(pixels, chunk, strict=True):
             row[...] = read_image(file, task)[:, :, columns]
         return pixels
 
-    # The decoders leave Python's lock; a list is decoded in chunks so that memory stays bounded.
     chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
-    with written_whole(unnamed) as partial, ThreadPoolExecutor(os.cpu_count()) as pool:
-        with open(partial, "wb") as file, tqdm(total=len(files), desc="decode", unit="image", disable=None) as progress:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-            )
-            window = 4 * (os.cpu_count() or 1)
-            for start in range(0, len(chunks), window):
-                for pixels in pool.map(decode, chunks[start : start + window]):
-                    digest.update(pixels.data)
-                    file.write(pixels.data)
-                    progress.update(len(pixels))
+    window = 4 * (os.cpu_count() or 1)  # chunks decoded ahead, so that memory stays bounded
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(files), desc="decode", unit="image", disable=None, leave=False) as progress,
+    ):
+        for start in range(0, len(chunks), window):
+            for pixels in pool.map(decode, chunks[start : start + window]):
+                progress.update(len(pixels))
+                yield pixels
+
+
+def _kept(chunks: Iterator[np.ndarray], shape: tuple, dtype: np.dtype, stem: Path) -> Images:
+    """Write the pixels to cache/ under their own hash, which is known only at the end; map them into memory."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    unnamed = stem.with_name(stem.name + ".npy")
+    with written_whole(unnamed) as partial, open(partial, "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        for pixels in chunks:
+            digest.update(pixels.data)
+            file.write(pixels.data)
     named = stem.with_name(f"{stem.name}-{digest.hexdigest()}.npy")
     os.replace(unnamed, named)
     return Images(np.load(named, mmap_mode="r"), digest.hexdigest())

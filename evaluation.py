@@ -248,6 +248,6 @@ def predict_test(task: str) -> Prediction:
             f"test images; bring the lists back, or run: python train_{task}.py"
         )
     split = splits["test"]
-    images = load_images(task, split.files, model.bands)
+    images = load_images(task, split.files, model.bands, keep=False)
     logits = predict(model.network, images.pixels, model.mean, model.std)
     return Prediction(split.files, split.labels, logits, model.sha256, images.sha256, environment(device))
