@@ -198,7 +198,7 @@ class User:
 
 @pytest.fixture
 def user(tmp_path, sample) -> User:
-    return User(tmp_path / "project root", sample)
+    return User(tmp_path / "project root ü", sample)
 
 
 @pytest.fixture(scope="session")

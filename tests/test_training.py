@@ -256,6 +256,19 @@ def test_a_second_training_of_the_same_task_is_told_and_stops(trained_copy):
     trained_copy.run("train_rgb.py")  # a lock left by a killed process does not block
 
 
+def test_a_loss_that_becomes_no_number_keeps_the_best_epoch_so_far(place, monkeypatch):
+    shutil.rmtree(place.root / "outputs")
+    monkeypatch.setattr(training, "learning_rate", lambda setting, progress: 1e-3 if progress < 0.5 else math.nan)
+    line = place.here.refused("train_rgb.py")
+    assert (
+        "the loss of first is not a number in epoch 2; the best epoch so far, 1, is kept in outputs/demo/rgb/first"
+        in line
+    )
+    folder = place.root / "outputs/demo/rgb/first"
+    assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == 1
+    assert len((folder / "history.csv").read_text().splitlines()) == 2
+
+
 def test_every_image_once_per_epoch_and_no_tiny_batch():
     for images, batch_size in ((65, 32), (240, 32), (33, 16)):
         run = SimpleNamespace(
