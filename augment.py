@@ -39,7 +39,7 @@ def network_input(
         random: (batch, RANDOM_NUMBERS) in [0, 1).
 
     Returns:
-        (batch, bands, height, width) float32, channels-last in memory.
+        (batch, bands, height, width) float32.
     """
     scaled = pixels.permute(0, 3, 1, 2).to(torch.float32) / torch.iinfo(pixels.dtype).max
     augmented = AUGMENTATIONS[augmentation](scaled, random, std[:, None, None])

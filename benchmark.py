@@ -105,13 +105,19 @@ def wait(device) -> None:
 
 def training(rows: list[dict]) -> None:
     """The loop against its compute limit and against the classic loop."""
+    import dataclasses
+
     import torch
     import torch.nn.functional as F
 
     setting = config.RGB_SETTINGS[-1]
     images = 10 * setting.batch_size
     with tempfile.TemporaryDirectory(dir=config.PROJECT_ROOT) as folder:
-        run_ = make_run(setting, images, Path(folder))
+        runs = {
+            augmentation: make_run(dataclasses.replace(setting, augmentation=augmentation), images, Path(folder))
+            for augmentation in ("mild", "strong")
+        }
+        run_ = runs["strong"]
         device, batches = run_.group.device, len(run_.batches())
         resident = torch.randn(setting.batch_size, 3, 64, 64, device=device).contiguous(
             memory_format=torch.channels_last
@@ -128,12 +134,15 @@ def training(rows: list[dict]) -> None:
             wait(device)
 
         classic = classic_epoch(setting.backbone, setting.image_size, setting.batch_size, images)
-        own, bound, slow = in_turn(epoch_of(run_), limit, classic)
+        *own, bound, slow = in_turn(*map(epoch_of, runs.values()), limit, classic, rounds=11)
         name = f"{setting.backbone} at {setting.image_size} px, {device}"
-        speed = f"{images / statistics.median(own):.0f} images/s"
-        add(rows, f"training loop / compute limit ({name})", ratios(bound, own), 0.95, loop=speed, seconds=spread(own))
+        for augmentation, seconds in zip(runs, own, strict=True):
+            how = {"loop": f"{images / statistics.median(seconds):.0f} images/s", "seconds": spread(seconds)}
+            title = f"training loop / compute limit ({name}, {augmentation} augmentation)"
+            add(rows, title, ratios(bound, seconds), 0.95, **how)
         target = 8 if device.type == "cuda" else 1.5
-        add(rows, f"training loop / classic loop ({name})", ratios(slow, own), target, loop=speed, classic=spread(slow))
+        title = f"training loop / classic loop ({name}, strong augmentation against flips)"
+        add(rows, title, ratios(slow, own[-1]), target, **how, classic=spread(slow))
 
 
 def classic_epoch(backbone: str, image_size: int, batch_size: int, images: int) -> Callable[[], None]:
@@ -205,9 +214,7 @@ def against_the_recipe(rows: list[dict]) -> None:
 
     images = len(read_split("rgb", "train").files)
     part = 2 * CLASSIC_BATCH
-    own_part = (
-        4 * part
-    )  # an epoch of ours has a few milliseconds of its own, which two batches would not show in proportion
+    own_part = 4 * part  # an epoch has a few milliseconds of its own, which two batches would show out of proportion
     classic = classic_epoch("resnet18", CLASSIC_SIZE, CLASSIC_BATCH, part)
     with tempfile.TemporaryDirectory(dir=config.PROJECT_ROOT) as folder:
         runs = [make_run(setting, own_part, Path(folder)) for setting in config.RGB_SETTINGS]
@@ -250,7 +257,7 @@ def prediction(rows: list[dict]) -> None:
             for _ in range(len(pixels) // BATCH_SIZE):
                 network(resident).cpu()
 
-    own, bound = in_turn(lambda: predict(network, pixels, run_.data.mean, run_.data.std), forward)
+    own, bound = in_turn(lambda: predict(network, pixels, run_.data.mean, run_.data.std), forward, rounds=11)
     speed = f"{len(pixels) / statistics.median(own):.0f} images/s"
     add(rows, f"prediction loop / forward only ({device})", ratios(bound, own), 0.95, loop=speed)
 
@@ -281,18 +288,15 @@ def decoding(rows: list[dict]) -> None:
                     path.unlink()
                 load_images(task, files, bands)
 
-            own, plain = in_turn(first, lambda: np.stack([reader(config.DATASET_ROOT / file) for file in files]))
-            add(
-                rows,
-                f"plain loop / first decode ({task})",
-                ratios(plain, own),
-                target,
-                images=len(files),
-                seconds=spread(own),
+            own, warm, plain = in_turn(
+                first,
+                lambda: load_images(task, files, bands),
+                lambda: np.stack([reader(config.DATASET_ROOT / file) for file in files]),
+                rounds=11,
             )
-            (warm,) = in_turn(lambda: load_images(task, files, bands))
-            ratio = statistics.median(own) / statistics.median(warm)
-            add(rows, f"first decode / warm cache ({task})", ratio, 20, seconds=spread(warm))
+            how = {"images": len(files), "seconds": spread(own)}
+            add(rows, f"plain loop / first decode ({task})", ratios(plain, own), target, **how)
+            add(rows, f"first decode / warm cache ({task})", ratios(own, warm), 20, seconds=spread(warm))
 
 
 class own_cache:

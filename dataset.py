@@ -334,9 +334,10 @@ class Images:
 def load_images(task: str, files: Sequence[str], bands: Sequence[str], keep: bool = True) -> Images:
     """Decode a list once; later calls memory-map the array that the first one left in cache/.
 
-    With keep=False nothing is left there: for who looks at a list once, or must not write. The array's name is a hash of the files' names, sizes and times and of the bands, so it is valid for exactly those;
+    The array's name is a hash of the files' names, sizes and times and of the bands, so it is valid for exactly those;
     the second half of the name is the SHA-256 of its pixels. cache/ can be deleted at any time. Two runs that start at
-    once both decode and write the same.
+    once both decode and write the same. With keep=False nothing is left there: for who looks at a list once, or must
+    not write.
 
     Raises:
         UserError: an image is missing or damaged (named), a band is unknown, or cache/ cannot be written.

@@ -15,7 +15,7 @@ def main(tasks: tuple[str, ...]) -> None:
     from evaluation import predict_test  # here: --help and a missing model need no torch
 
     for task in there:
-        save(task, predict_test(task))
+        save_prediction(task, predict_test(task))
     print("next: python reproduce.py, python rank_images.py")
 
 
@@ -32,7 +32,7 @@ def tasks_with_model(tasks: tuple[str, ...]) -> list[str]:
     return there
 
 
-def save(task: str, prediction) -> None:
+def save_prediction(task: str, prediction) -> None:
     """Measure an `evaluation.Prediction` and write it."""
     import plots
     from dataset import CLASSES, IMAGE_SETS, Split

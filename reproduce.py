@@ -12,7 +12,7 @@ writes  only with --save: a new reference instead; the former one is kept as *.b
 
 import json
 
-from predict_test import save, tasks_with_model
+from predict_test import save_prediction, tasks_with_model
 from project import UserError, outputs_dir, run, sha256, shown
 
 # Measured with both final models, in standard deviations of the logits (about 1.4): batches of 1 to 246 images and 1 or 2
@@ -44,7 +44,7 @@ def save_reference(task: str) -> None:
         if path.exists():
             path.replace(path.with_name(name + ".backup"))
             print(f"kept the former {shown(path)} as {name}.backup")
-    save(task, prediction)
+    save_prediction(task, prediction)
 
 
 def compare(task: str) -> bool:

@@ -455,7 +455,7 @@ class Run:
         self._take_sums(loss_sum, correct)
 
     def finish_epoch(self) -> None:
-        """Validate, then write the history, its graph, best.pt where it is better, and last, last.pt."""
+        """Validate, then write the history, best.pt where it is better, its graph at the end, and last, last.pt."""
         progress, setting, folder = self.progress, self.setting, self.folder
         val = measure(self.val_logits(), self.data.val_labels)
         images = len(self.labels)
@@ -494,7 +494,8 @@ class Run:
                 # Before last.pt: whoever is killed between the two repeats this epoch and writes the same again.
                 save_tensors(folder / "best.pt", {"epoch": row["epoch"], "network": self.network.state_dict()})
             write_history(folder / "history.csv", progress.history)
-            plots.val_curves(folder / "val_curves.png", setting.name, progress.history, self.identity["task"])
+            if progress.epoch == setting.epochs:  # not before: drawing takes as long as 80 images
+                plots.val_curves(folder / "val_curves.png", setting.name, progress.history, self.identity["task"])
         self.save()
         stopping, _ = self._agreed_wishes()
         if stopping:
