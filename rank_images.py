@@ -77,7 +77,7 @@ def _two_lines(class_name: str) -> str:
 
 
 def _short(probability: float) -> str:
-    return f"{probability:.3f}" if probability >= 0.001 else f"{probability:.0e}"
+    return f"{probability:.3f}" if probability >= 0.0005 else f"{probability:.0e}"
 
 
 def displayed(file: str, task: str):
