@@ -327,14 +327,15 @@ read = batch_reader(images, torch.device("cpu"))
 import numpy as np
 order = np.random.default_rng(0).permutation(len(images))
 random = torch.from_numpy(random_numbers(0, 0, len(images)))
-for _ in range(2):
-    start = time.perf_counter()
+for passes in range(1 + 16 // {times}):  # the first is not counted; then as many images whatever the list's length
+    if passes == 1:
+        start = time.perf_counter()
     for first in range(0, len(order), 32):
         batch = order[first : first + 32]
         network_input(read(batch), mean, std, "strong", random[batch])
-    seconds = time.perf_counter() - start
+seconds = time.perf_counter() - start
 own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
-print(seconds / len(order), own / 1024)
+print(seconds / len(order) / passes, own / 1024)
 """
 
 
@@ -343,26 +344,19 @@ def growth(rows: list[dict]) -> None:
     if not sys.platform.startswith("linux"):
         return
     with own_cache():
-        found: dict[int, list[tuple[float, float]]] = {1: [], 4: [], 16: []}
-        for _ in range(3):
-            for times, own in found.items():
+        seconds: dict[int, list[float]] = {1: [], 4: [], 16: []}
+        memory: dict[int, list[float]] = {1: [], 4: [], 16: []}
+        for _ in range(5):
+            for times in seconds:
                 code = STREAM.format(code=str(CODE), root=str(config.PROJECT_ROOT), times=times)
                 result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-                own.append(tuple(float(value) for value in result.stdout.split()))
-    seconds = {times: statistics.median(own[0] for own in values) for times, values in found.items()}
-    memory = {times: statistics.median(own[1] for own in values) for times, values in found.items()}
-    microseconds = " / ".join(f"{1e6 * value:.0f}" for value in seconds.values())
-    growing = max(seconds.values()) / seconds[1]
-    add(
-        rows,
-        "streaming 16 x the list: seconds per image, growth",
-        growing,
-        1.1,
-        at_most=True,
-        microseconds=microseconds,
-    )
-    megabytes = " / ".join(f"{value:.0f}" for value in memory.values())
-    add(rows, "streaming 16 x the list: own memory, growth", memory[16] / memory[1], 1.1, at_most=True, MB=megabytes)
+                for values, value in zip((seconds, memory), result.stdout.split(), strict=True):
+                    values[times].append(float(value))
+    for what, values, unit in (("seconds per image", seconds, 1e-6), ("own memory", memory, 1)):
+        growing = max(ratios(values[times], values[1]) for times in (4, 16))
+        how = " / ".join(f"{statistics.median(own) / unit:.0f}" for own in values.values())
+        name = f"streaming 16 x the list: {what}, growth"
+        add(rows, name, growing, 1.1, at_most=True, **{"microseconds" if values is seconds else "MB": how})
 
 
 def splitting(rows: list[dict]) -> None:
