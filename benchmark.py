@@ -55,6 +55,12 @@ def add(rows: list[dict], name: str, value: float, target: float, at_most: bool 
     print(f"{'met   ' if met else 'MISSED'} {name}: {value:.3g} ({sign} {target:g}); {details}", flush=True)
 
 
+def scratch_folder() -> tempfile.TemporaryDirectory:
+    cache = config.PROJECT_ROOT / "cache"
+    cache.mkdir(exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=cache)
+
+
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
@@ -112,7 +118,7 @@ def training(rows: list[dict]) -> None:
 
     setting = config.RGB_SETTINGS[-1]
     images = 10 * setting.batch_size
-    with tempfile.TemporaryDirectory(dir=config.PROJECT_ROOT) as folder:
+    with scratch_folder() as folder:
         runs = {
             augmentation: make_run(dataclasses.replace(setting, augmentation=augmentation), images, Path(folder))
             for augmentation in ("mild", "strong")
@@ -216,7 +222,7 @@ def against_the_recipe(rows: list[dict]) -> None:
     part = 2 * CLASSIC_BATCH
     own_part = 4 * part  # an epoch has a few milliseconds of its own, which two batches would show out of proportion
     classic = classic_epoch("resnet18", CLASSIC_SIZE, CLASSIC_BATCH, part)
-    with tempfile.TemporaryDirectory(dir=config.PROJECT_ROOT) as folder:
+    with scratch_folder() as folder:
         runs = [make_run(setting, own_part, Path(folder)) for setting in config.RGB_SETTINGS]
         slow, *own = in_turn(classic, *(epoch_of(run_) for run_ in runs), rounds=3)
     recipe = statistics.median(slow) / part * images * CLASSIC_EPOCHS
@@ -247,7 +253,7 @@ def prediction(rows: list[dict]) -> None:
     from evaluation import BATCH_SIZE, predict
 
     setting = config.RGB_SETTINGS[-1]
-    with tempfile.TemporaryDirectory(dir=config.PROJECT_ROOT) as folder:
+    with scratch_folder() as folder:
         run_ = make_run(setting, 32, Path(folder))
     network, device, pixels = run_.network.eval(), run_.group.device, run_.data.val_pixels[: 5 * BATCH_SIZE]
     resident = torch.randn(BATCH_SIZE, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
@@ -304,7 +310,7 @@ class own_cache:
 
     def __enter__(self) -> None:
         self.root = config.PROJECT_ROOT
-        self.folder = tempfile.TemporaryDirectory(dir=self.root)
+        self.folder = scratch_folder()
         (Path(self.folder.name) / "splits").symlink_to(self.root / "splits")
         config.PROJECT_ROOT = Path(self.folder.name)
 

@@ -8,6 +8,7 @@
 same pixels, decoded once into one array that is kept in cache/ and memory-mapped from then on.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -303,21 +304,17 @@ def _decode_jpeg(content: bytes) -> np.ndarray:
 def _decode_tiff(content: bytes) -> np.ndarray:
     import imagecodecs
 
-    uncompressed = 2 * SIDE * SIDE * len(MS_BANDS)
-    if not uncompressed <= len(content) <= 1.1 * uncompressed:  # compressed, and what it unpacks to may be a giant
-        import tifffile
+    bands = len(MS_BANDS)
+    for shape in ((SIDE, SIDE, bands), (bands, SIDE, SIDE)):  # bands last, or plane by plane
+        # Into an array of its own: what does not fit there is refused before it is unpacked, as it may be a giant.
+        with contextlib.suppress(ValueError):
+            image = imagecodecs.tiff_decode(content, out=np.empty(shape, np.uint16))
+            return image if shape[-1] == bands else image.transpose(1, 2, 0)
+    import tifffile
 
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            _check_patch(file.pages.first.shape, file.pages.first.dtype)
-    image = imagecodecs.tiff_decode(content)
-    _check_patch(image.shape, image.dtype)
-    return image.transpose(1, 2, 0) if image.shape[0] == len(MS_BANDS) else image
-
-
-def _check_patch(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Bands last, or plane by plane."""
-    if shape not in ((SIDE, SIDE, len(MS_BANDS)), (len(MS_BANDS), SIDE, SIDE)) or dtype != np.uint16:
-        raise UserError(f"is {dtype} of shape {shape} instead of uint16 (64, 64, 13)")
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        found = file.pages.first
+        raise UserError(f"is {found.dtype} of shape {found.shape} instead of uint16 (64, 64, 13)")
 
 
 # The whole list as one array -------------------------------------------------------------------------------------
@@ -356,7 +353,7 @@ def load_images(task: str, files: Sequence[str], bands: Sequence[str], keep: boo
     for path in cache.glob(f"{key}-*.npy"):
         try:
             pixels = np.load(path, mmap_mode="r")
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             continue  # damaged: decoded and written again
         if pixels.shape == shape and pixels.dtype == IMAGE_SETS[task].dtype:
             return Images(pixels, path.stem.partition("-")[2])
@@ -394,7 +391,7 @@ def _kept(chunks: Iterator[np.ndarray], shape: tuple, dtype: np.dtype, stem: Pat
     import hashlib
 
     digest = hashlib.sha256()
-    unnamed = stem.with_name(stem.name + ".npy")
+    unnamed = stem.with_name(f"{stem.name}.{os.getpid()}.npy")  # nobody else's, should two decode at once
     with written_whole(unnamed) as partial, open(partial, "wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

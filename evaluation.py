@@ -33,7 +33,11 @@ BATCH_SIZE = 100  # images per prediction step; part of what makes logits compar
 
 
 def prepare(local_rank: int = 0) -> torch.device:
-    """Choose the device, seed python, numpy and torch, and make arithmetic repeatable. The first thing a script does."""
+    """Choose the device, seed python, numpy and torch, and make arithmetic repeatable. The first thing a script does.
+
+    Raises:
+        UserError: there are more processes than GPUs.
+    """
     random.seed(config.SEED)
     np.random.seed(config.SEED)
     torch.manual_seed(config.SEED)
@@ -44,6 +48,10 @@ def prepare(local_rank: int = 0) -> torch.device:
     _keep_freed_memory()
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank + 1} of this machine has no GPU; start {torch.cuda.device_count()} at most"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
@@ -76,8 +84,8 @@ def environment(device: torch.device) -> dict[str, str | int]:
 # Logits ----------------------------------------------------------------------------------------------------------
 
 
-def batch_reader(pixels: np.ndarray, device: torch.device) -> Callable[[np.ndarray], torch.Tensor]:
-    """A function from image indices to their pixels (batch, 64, 64, bands) on the device.
+def batch_reader(pixels: np.ndarray, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function from image indices, on the device, to their pixels (batch, 64, 64, bands) there.
 
     Where the whole array fits on a GPU it moves there once; else batches stream from the memory map.
     """
@@ -85,8 +93,8 @@ def batch_reader(pixels: np.ndarray, device: torch.device) -> Callable[[np.ndarr
         dtype = torch.from_numpy(pixels[:1].copy()).dtype
         signed = pixels.view({1: np.uint8, 2: np.int16}[pixels.itemsize])  # CUDA cannot index uint16
         resident = torch.from_numpy(np.array(signed)).to(device)
-        return lambda indices: resident[torch.from_numpy(indices).to(device)].view(dtype)
-    return lambda indices: torch.from_numpy(pixels[indices]).to(device)
+        return lambda indices: resident[indices].view(dtype)
+    return lambda indices: torch.from_numpy(pixels[indices.cpu().numpy()]).to(device)
 
 
 def predict(
@@ -104,14 +112,14 @@ def predict(
     """
     network.eval()
     read = batch_reader(pixels, mean.device)
-    indices = np.arange(len(pixels)) if indices is None else indices
-    logits = torch.empty(len(indices), len(CLASSES))
+    indices = torch.from_numpy(np.arange(len(pixels)) if indices is None else indices).to(mean.device)
+    logits = torch.empty(len(indices), len(CLASSES), device=mean.device)  # to the CPU at the end: that waits for a GPU
     with torch.inference_mode():
         for start in range(0, len(indices), BATCH_SIZE):
             batch = read(indices[start : start + BATCH_SIZE])
             unused = torch.empty(len(batch), RANDOM_NUMBERS)
-            logits[start : start + BATCH_SIZE] = network(network_input(batch, mean, std, "none", unused)).cpu()
-    return logits
+            logits[start : start + BATCH_SIZE] = network(network_input(batch, mean, std, "none", unused))
+    return logits.cpu()
 
 
 def measure(logits: torch.Tensor, labels: np.ndarray) -> dict:
@@ -158,11 +166,11 @@ class FinalModel:
     sha256: str
 
 
-def save_tensors(path: Path, content: object) -> None:
+def save_tensors(path: Path, content: object, keep_former: bool = False) -> None:
     """`torch.save`, whole or not at all; the same content gives the same bytes."""
     buffer = io.BytesIO()  # torch.save into a named file would store that name in it
     torch.save(content, buffer)
-    with written_whole(path) as partial:
+    with written_whole(path, keep_former) as partial:
         partial.write_bytes(buffer.getbuffer())
 
 

@@ -33,7 +33,7 @@ def tasks_with_model(tasks: tuple[str, ...]) -> list[str]:
 
 
 def save_prediction(task: str, prediction) -> None:
-    """Measure an `evaluation.Prediction` and write it."""
+    """Measure an `evaluation.Prediction` and write it; where that changes a former one, it is kept as *.backup."""
     import plots
     from dataset import CLASSES, IMAGE_SETS, Split
     from evaluation import logits_hash, measure, save_tensors
@@ -41,8 +41,8 @@ def save_prediction(task: str, prediction) -> None:
     metrics = measure(prediction.logits, prediction.labels)
     folder = outputs_dir(task)
     files = Split(prediction.files, prediction.labels).text()
-    save_tensors(folder / "test_logits.pt", prediction.logits)
-    write_text(folder / "test_files.csv", files)
+    save_tensors(folder / "test_logits.pt", prediction.logits, keep_former=True)
+    write_text(folder / "test_files.csv", files, keep_former=True)
     plots.confusion_matrix(folder / "confusion_matrix.png", metrics["confusion"], task)
     # Last, because its hashes vouch for the others.
     write_json(
@@ -56,6 +56,7 @@ def save_prediction(task: str, prediction) -> None:
             "logits_sha256": logits_hash(prediction.logits),
             "environment": prediction.environment,
         },
+        keep_former=True,
     )
     print(
         f"{IMAGE_SETS[task].name}: test accuracy {metrics['accuracy']:.2%}, mean TPR {metrics['mean_tpr']:.2%} "

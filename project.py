@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -50,8 +51,11 @@ def shown(path: Path) -> str:
 
 
 @contextmanager
-def written_whole(path: Path):
+def written_whole(path: Path, keep_former: bool = False):
     """Yield a path beside `path` to write to, then rename it into place: readers see the old file or the new one.
+
+    Args:
+        keep_former: keep a former file with another content as <name>.<start of its SHA-256>.backup, for good.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
@@ -62,6 +66,10 @@ def written_whole(path: Path):
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
+        if keep_former and path.exists() and (former := path.read_bytes()) != partial.read_bytes():
+            backup = path.with_name(f"{path.name}.{sha256(former)[:8]}.backup")
+            shutil.copy2(path, backup)
+            print(f"kept the former {shown(path)} as {backup.name}")
         os.replace(partial, path)
     except OSError as error:
         raise UserError(
@@ -73,13 +81,13 @@ def written_whole(path: Path):
             partial.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as partial:
+def write_text(path: Path, text: str, keep_former: bool = False) -> None:
+    with written_whole(path, keep_former) as partial:
         partial.write_bytes(text.encode())
 
 
-def write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: object, keep_former: bool = False) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", keep_former)
 
 
 def sha256(*contents: bytes) -> str:

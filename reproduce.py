@@ -7,7 +7,7 @@ reference is found by its hash, however small the edit. Without an argument both
 writes nothing.
 
 reads   outputs/<profile>/<task>/final_model.pt, test_logits.pt, test_files.csv, test_metrics.json; the images
-writes  only with --save: a new reference instead; the former one is kept as *.backup
+writes  only with --save, and then what predict_test.py writes; a former reference that differs is kept as *.backup
 """
 
 import json
@@ -25,26 +25,15 @@ REFERENCE = ("test_logits.pt", "test_files.csv", "test_metrics.json")
 def main(tasks: tuple[str, ...], save: bool) -> int:
     there = tasks_with_model(tasks)
     if save:
+        from evaluation import predict_test
+
         for task in there:
-            save_reference(task)
+            save_prediction(task, predict_test(task))
         print("next: python reproduce.py")
         return 0
     reproduced = [compare(task) for task in there]
     print("next: python rank_images.py, python make_report.py")
     return 0 if all(reproduced) else 1
-
-
-def save_reference(task: str) -> None:
-    """Predict and save, keeping the former reference."""
-    from evaluation import predict_test
-
-    prediction = predict_test(task)  # first: where this fails, the reference stays in its place
-    for name in REFERENCE:
-        path = outputs_dir(task) / name
-        if path.exists():
-            path.replace(path.with_name(name + ".backup"))
-            print(f"kept the former {shown(path)} as {name}.backup")
-    save_prediction(task, prediction)
 
 
 def compare(task: str) -> bool:
@@ -118,6 +107,8 @@ def load_reference(task: str):
         files = (folder / "test_files.csv").read_bytes().decode().replace("\r\n", "\n")
         record = json.loads((folder / "test_metrics.json").read_text())
         needed = ("files_sha256", "images_sha256", "model_sha256", "logits_sha256", "environment")
+        if not isinstance(record["environment"], dict):
+            raise ValueError("no environment")
         return logits, files, {key: record[key] for key in needed}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -14,6 +14,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -39,7 +40,7 @@ from models import FUSIONS, build_network, known_backbones, load_tensors
 from project import UserError, outputs_dir, sha256, shown, write_json, write_text
 
 CHECKPOINT_SECONDS = 120  # within an epoch, about this much work is lost at most
-AGREE_EVERY = 16  # batches after which several processes ask each other whether to save or to stop
+AGREE_EVERY = 16  # batches on GPUs after which several processes ask each other whether to save or to stop
 HISTORY_HEADER = [
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mean_tpr"),
     *(f"val_tpr_{name}" for name in CLASSES),
@@ -303,6 +304,8 @@ def claim_folder(folder: Path, identity: dict, group: Group) -> dict | None:
             former = json.loads((folder / "setting.json").read_text())["identity"]
         except (ValueError, KeyError, TypeError):
             former = None
+        if former == identity:
+            announce(group, f"{folder.name}: no checkpoint is left here: trained from the start")
     else:
         former = identity
     if group.size > 1:
@@ -330,14 +333,18 @@ def restore(path: Path, last: dict, network: nn.Module, optimizer: torch.optim.O
         network.load_state_dict(last["network"])
         optimizer.load_state_dict(last["optimizer"])
         progress, precision = Progress(**last["progress"]), last["precision"]
-        epochs = [row["epoch"] for row in progress.history if list(row) == HISTORY_HEADER]
-        best = progress.best["epoch"] if progress.best else None
+        history, best = progress.history, progress.best
         counts = (progress.epoch, progress.batch, progress.correct)
+        numbers = [progress.loss, progress.seconds]
+        numbers += [value for row in history for key, value in row.items() if value is not None or "tpr_" not in key]
         if (
             not all(type(count) is int and count >= 0 for count in counts)
-            or epochs != list(range(1, progress.epoch + 1))
-            or best not in (epochs or [None])
+            or not all(type(number) in (int, float) for number in numbers)
+            or not all(list(row) == HISTORY_HEADER for row in history)
+            or [row["epoch"] for row in history] != list(range(1, progress.epoch + 1))
+            or best not in ([best_of(row) for row in history] or [None])
             or precision not in ("float32", "bfloat16")
+            or not isinstance(last["versions"], dict)
         ):
             raise ValueError("its parts disagree")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -424,13 +431,14 @@ class Run:
             leave=False,
             disable=True if self.group.rank else None,
         )
-        for batch in batches[progress.batch :]:
+        # All at once, before the GPU has anything to do: each copy to it waits until it has done all it has.
+        shares = [torch.from_numpy(batch[self.group.rank :: self.group.size]).to(device) for batch in batches]
+        for batch, share in zip(batches[progress.batch :], shares[progress.batch :], strict=True):
             step = progress.epoch * len(batches) + progress.batch
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = learning_rate(setting, (step + 0.5) / (setting.epochs * len(batches)))
             # Reseeded for each batch (dropout, stochastic depth): nothing to restore after an interruption.
             torch.manual_seed(_batch_seed(progress.epoch, progress.batch, self.group.rank))
-            share = batch[self.group.rank :: self.group.size]
             images = network_input(self.read(share), self.data.mean, self.data.std, setting.augmentation, random[share])
             labels = self.labels[share]
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -482,7 +490,7 @@ class Run:
         progress.batch, progress.loss, progress.correct, progress.seconds = 0, 0.0, 0, 0.0
         better = not progress.best or _rank(row) > _rank(progress.best)
         if better:
-            progress.best = {key: row[key] for key in ("epoch", "val_accuracy", "val_mean_tpr")}
+            progress.best = best_of(row)
         announce(
             self.group,
             f"{setting.name} epoch {row['epoch']}/{setting.epochs}: train loss {row['train_loss']:.3f}, "
@@ -526,6 +534,7 @@ class Run:
         content = {
             "identity": self.identity,
             "precision": self.precision,
+            "versions": versions(),
             "progress": vars(self.progress),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -554,12 +563,13 @@ class Run:
     def _agreed_wishes(self) -> tuple[int, int]:
         """The signal that asks for an end, and whether a checkpoint is due: the same answer in all processes.
 
-        They ask each other every AGREE_EVERY batches; one that decided alone would leave the others waiting for it.
+        One that decided alone would leave the others waiting for it. On GPUs, where to ask means to wait for the GPU, they
+        do so every AGREE_EVERY batches.
         """
         save_due = int(time.monotonic() - self.saved_at > CHECKPOINT_SECONDS)
         if self.group.size == 1:
             return self.stop.signal, save_due
-        if self.progress.batch % AGREE_EVERY:
+        if self.group.device.type == "cuda" and self.progress.batch % AGREE_EVERY:
             return 0, 0
         wishes = torch.tensor([self.stop.signal, save_due], device=self.group.device)
         dist.all_reduce(wishes, dist.ReduceOp.MAX)
@@ -567,13 +577,23 @@ class Run:
 
     def _leave(self, number: int) -> None:
         launcher = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}" if self.group.size > 1 else "python"
-        command = f"{launcher} {Path(sys.argv[0]).name}"
+        environment = [f"{key}={shlex.quote(value)}" for key, value in os.environ.items() if key.startswith("EUROSAT_")]
+        command = " ".join([*sorted(environment), launcher, Path(sys.argv[0]).name])
         announce(self.group, f"stopped by {signal.Signals(number).name}; saved. To continue: {command}")
         raise SystemExit(128 + number)
 
 
 def _batch_seed(*parts: int) -> int:
     return int(np.random.SeedSequence((config.SEED, *parts)).generate_state(1)[0])
+
+
+def best_of(row: dict) -> dict:
+    """What is kept in mind of the best row of a history."""
+    return {key: row[key] for key in ("epoch", "val_accuracy", "val_mean_tpr")}
+
+
+def versions() -> dict[str, str]:
+    return {key: str(value) for key, value in environment(torch.device("cpu")).items() if key.startswith("torch")}
 
 
 def _rank(row: dict) -> tuple[float, float]:
@@ -593,8 +613,8 @@ def keep_best(task: str, settings: list[Setting]) -> None:
     runs = []
     for setting in settings:
         last = load_tensors(outputs_dir(task) / setting.name / "last.pt")
-        runs.append((setting, last["identity"], last["progress"]))
-    setting, identity, progress = max(runs, key=lambda run: _rank(run[2]["best"]))  # the first of equals
+        runs.append((setting, last, last["progress"]))
+    setting, last, progress = max(runs, key=lambda run: _rank(run[2]["best"]))  # the first of equals
     folder = outputs_dir(task) / setting.name
     best = load_tensors(folder / "best.pt")
     if best.get("epoch") != progress["best"]["epoch"] or "network" not in best:
@@ -614,13 +634,11 @@ def keep_best(task: str, settings: list[Setting]) -> None:
         "network": best["network"],
         "epoch": best["epoch"],
         "val": {key: value for key, value in row.items() if key.startswith("val_")},
-        "seed": identity["seed"],
-        "splits_sha256": identity["splits_sha256"],
-        "versions": {
-            key: str(value) for key, value in environment(torch.device("cpu")).items() if key.startswith("torch")
-        },
+        "seed": last["identity"]["seed"],
+        "splits_sha256": last["identity"]["splits_sha256"],
+        "versions": last["versions"],
     }
-    save_tensors(model_path(task), content)
+    save_tensors(model_path(task), content, keep_former=True)
     header = [
         "setting",
         "selected",
@@ -642,7 +660,7 @@ def keep_best(task: str, settings: list[Setting]) -> None:
                 round(sum(epoch["seconds"] for epoch in state["history"]), 1),
             ]
         )
-    write_text(outputs_dir(task) / "selection.csv", list_text(header, rows))
+    write_text(outputs_dir(task) / "selection.csv", list_text(header, rows), keep_former=True)
     print(
         f"best by val: {setting.name}, epoch {best['epoch']}, accuracy {row['val_accuracy']:.2%}, "
         f"mean TPR {row['val_mean_tpr']:.2%} ({IMAGE_SETS[task].name})"

@@ -124,8 +124,10 @@ def test_save_keeps_the_former_reference(trained_copy):
     change_a_logit(trained_copy)
     former = (folder / "test_logits.pt").read_bytes()
     trained_copy.run("reproduce.py", "rgb", "--save")
-    assert (folder / "test_logits.pt.backup").read_bytes() == former
+    assert [path.read_bytes() for path in folder.glob("test_logits.pt.*.backup")] == [former]
     assert "\nREPRODUCED" in trained_copy.run("reproduce.py", "rgb")
+    trained_copy.run("reproduce.py", "rgb", "--save")  # nothing differs, so nothing more is kept
+    assert [path.read_bytes() for path in folder.glob("test_logits.pt.*.backup")] == [former]
 
 
 def test_a_model_of_other_lists_does_not_see_the_test_list(trained_copy):

@@ -1,5 +1,9 @@
 """Images become what a network sees: the right bands, the same tensors on both ways, augmentation by image."""
 
+import multiprocessing
+import os
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -140,9 +144,41 @@ def test_cache_is_valid_for_exactly_these_files(project, own_sample, monkeypatch
     (own_sample / files[0]).write_bytes((own_sample / "EuroSAT_RGB/River/River_1.jpg").read_bytes())
     changed = load_images("rgb", files, ("B04", "B03", "B02"))
     assert changed.sha256 != first.sha256 and (changed.pixels[0] != first.pixels[0]).any()
-    for path in (project / "cache").iterdir():
-        path.write_bytes(path.read_bytes()[:1000])  # as after a full disk: decoded again
-    assert load_images("rgb", files, ("B04", "B03", "B02")).sha256 == changed.sha256
+    for size in (1000, 0):
+        for path in (project / "cache").iterdir():
+            path.write_bytes(path.read_bytes()[:size])  # as after a full disk: decoded again
+        assert load_images("rgb", files, ("B04", "B03", "B02")).sha256 == changed.sha256
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_two_that_decode_at_once_both_get_the_pixels(project, monkeypatch, moment):
+    """Another process decodes the same just before this one renames what it wrote, for the first or second time."""
+    files = [f"EuroSAT_RGB/Forest/Forest_{n}.jpg" for n in (1, 2, 3)]
+    real, renamings, found = os.replace, [], []
+
+    def replace(source, target):
+        renamings.append(target)
+        if len(renamings) == moment:
+            with multiprocessing.get_context("fork").Pool(1) as other:
+                found.append(other.apply(load_images, ("rgb", files, config.RED_GREEN_BLUE)))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    own = load_images("rgb", files, config.RED_GREEN_BLUE)
+    assert found[0].sha256 == own.sha256 and (found[0].pixels == own.pixels).all()
+    assert len(list((project / "cache").iterdir())) == 1
+
+
+def test_a_giant_tif_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "DATASET_ROOT", tmp_path)
+    giant = np.zeros((3000, 3000, 13), np.uint16)  # 234 MB
+    imwrite(tmp_path / "x.tif", giant, photometric="minisblack", planarconfig="contig", compression="zstd")
+    tracemalloc.start()
+    with pytest.raises(UserError, match="is uint16 of shape .3000, 3000, 13. instead of uint16 .64, 64, 13."):
+        read_image("x.tif", "ms")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10e6
 
 
 def test_labels_are_the_alphabetical_order(lists):

@@ -14,7 +14,7 @@ WATCH = """
 import torch, training, dataclasses, os, pathlib
 torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
 config.RGB_SETTINGS = [dataclasses.replace(config.RGB_SETTINGS[0], augmentation="strong", learning_rate=1e-4)]
-training.CHECKPOINT_SECONDS, training.AGREE_EVERY = 0, 2  # checkpoints within epochs too
+training.CHECKPOINT_SECONDS = 0  # checkpoints within epochs too
 rank = os.environ.get("RANK", "0")
 folder = pathlib.Path(os.environ["EUROSAT_PROJECT_ROOT"]) / "watched"
 folder.mkdir(exist_ok=True)
@@ -28,6 +28,12 @@ def finish(self):
     seen.clear()
     real_finish(self)
 training.batch_reader, training.Run.finish_epoch = reader, finish
+real_replace = os.replace
+def replace(source, target):
+    with open(folder / f"{rank}-wrote", "a") as log:
+        log.write(f"{target}\\n")
+    real_replace(source, target)
+os.replace = replace
 """
 SCRIPT = "train_rgb.py"
 
@@ -81,25 +87,32 @@ def test_two_processes_reach_what_one_reaches(one_and_two):
 
 def test_one_writer(one_and_two):
     assert one_and_two[1].output.count("first epoch 1/2") == 1
-    assert not list(one_and_two[1].root.rglob("*.partial"))
+    watched = one_and_two[1].root / "watched"
+    assert "last.pt" in (watched / "0-wrote").read_text() and not (watched / "1-wrote").exists()
 
 
 def test_a_stopped_run_of_two_processes_continues_to_the_same_end(one_and_two):
-    folder = one_and_two[1].root / "outputs/demo/rgb"
-    whole = rows_of(folder)
-    final = torch.load(folder / "final_model.pt", weights_only=True)["network"]
-    shutil.rmtree(folder)
-    process = one_and_two[1].start(SCRIPT)
-    while not (folder / "first/history.csv").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.terminate()
-    output, _ = process.communicate(timeout=200)
-    assert "stopped by SIGTERM; saved. To continue: torchrun --nproc-per-node 2 train_rgb.py" in output
-    assert len(rows_of(folder)) < len(whole) or not (folder / "final_model.pt").exists()
-    one_and_two[1].run(SCRIPT)
-    assert rows_of(folder) == whole
-    again = torch.load(folder / "final_model.pt", weights_only=True)["network"]
-    assert all(torch.equal(final[key], again[key]) for key in final)
+    """With batch norm at work, whose running statistics must continue, too."""
+    user = one_and_two[1]
+    moving = "\n".join(line for line in WATCH.splitlines() if "BatchNorm2d" not in line)
+    folder = user.root / "outputs/demo/rgb"
+    ends = []
+    for stopped in (False, True):
+        shutil.rmtree(folder)
+        if stopped:
+            process = user.start(SCRIPT, TEST_CONFIG=moving)
+            while not (folder / "first/history.csv").exists() and process.poll() is None:
+                time.sleep(0.01)
+            process.terminate()
+            output, _ = process.communicate(timeout=200)
+            assert "stopped by SIGTERM; saved. To continue: EUROSAT_" in output
+            assert "torchrun --nproc-per-node 2 train_rgb.py" in output and not (folder / "final_model.pt").exists()
+        user.run(SCRIPT, TEST_CONFIG=moving)
+        final = torch.load(folder / "final_model.pt", weights_only=True)["network"]
+        ends.append((rows_of(folder), final))
+    (rows, final), (rows_again, final_again) = ends
+    assert rows == rows_again and all(torch.equal(final[key], final_again[key]) for key in final)
+    assert any(final[key].any() for key in final if key.endswith("running_mean"))
 
 
 def rows_of(folder) -> list[dict]:

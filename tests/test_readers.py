@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -140,7 +141,7 @@ def test_checkpoint_and_its_history(trained, project):
     network = build_network(setting, None)
     tensors, rest = split_after(whole["network"], 3)
     states, rest_of_states = split_after(whole["optimizer"]["state"], 2)
-    few = {key: whole[key] for key in ("precision", "progress")}
+    few = {key: whole[key] for key in ("precision", "progress", "versions")}
     few |= {"network": tensors, "optimizer": {**whole["optimizer"], "state": states}}
 
     @FUZZ
@@ -154,6 +155,7 @@ def test_checkpoint_and_its_history(trained, project):
         with contextlib.suppress(UserError):
             progress, precision = restore(project / "first/last.pt", content, network, optimizer)
             assert isinstance(progress, Progress) and len(progress.history) == progress.epoch
+            math.fsum([progress.loss, progress.seconds, *(progress.best or {}).values()])
             assert precision in ("float32", "bfloat16")
 
     fuzz()
@@ -190,7 +192,12 @@ def test_results(copied, name):
             path.write_text(json.dumps(content, default=str))
         else:
             path.write_bytes(data.draw(damaged(whole)))
-        for read in (lambda: reproduce.load_reference("rgb"), lambda: make_report.read_task("rgb", [])):
+
+        def compare():
+            _, _, record = reproduce.load_reference("rgb")
+            reproduce.environment_difference(record, {"torch": "2"})
+
+        for read in (compare, lambda: make_report.read_task("rgb", [])):
             with contextlib.suppress(UserError):
                 read()
 

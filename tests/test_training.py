@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shlex
 import shutil
 import signal
 import subprocess
@@ -124,6 +125,30 @@ def test_twice_from_scratch_gives_the_same(trained, user):
     assert results(user.root) == results(trained.root)
 
 
+def test_what_is_handed_in_outlives_a_training_without_its_checkpoints(place):
+    """As in a fresh clone, where the checkpoints are not: another model does not take the place without a trace."""
+    folder = place.root / "outputs/demo/rgb"
+    former = (folder / "final_model.pt").read_bytes()
+    for setting in ("first", "second"):
+        (folder / setting / "last.pt").unlink()
+    place.here.run("train_rgb.py")
+    assert (folder / "final_model.pt").read_bytes() == former and not list(folder.glob("final_model.pt.*.backup"))
+    for setting in ("first", "second"):
+        shutil.rmtree(folder / setting)
+    config.SEED += 1
+    out = place.here.run("train_rgb.py")
+    kept = [path.name for path in folder.glob("final_model.pt.*.backup")]
+    assert len(kept) == 1 and f"kept the former outputs/demo/rgb/final_model.pt as {kept[0]}" in out
+    assert (folder / kept[0]).read_bytes() == former
+
+
+def test_a_model_keeps_its_versions_when_it_is_found_finished_by_another_torch(place, monkeypatch):
+    before = (place.root / "outputs/demo/rgb/final_model.pt").read_bytes()
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    assert "finished before" in place.here.run("train_rgb.py")
+    assert (place.root / "outputs/demo/rgb/final_model.pt").read_bytes() == before
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_says_how_to_continue_and_ends_as_an_uninterrupted_one(trained, user, how):
     user.run("split_data.py")
@@ -134,7 +159,9 @@ def test_a_stopped_run_says_how_to_continue_and_ends_as_an_uninterrupted_one(tra
     process.send_signal(how)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + how, out
-    assert "saved. To continue: python train_rgb.py" in out
+    told = out.partition("saved. To continue: ")[2].strip()
+    assert told.endswith(" python train_rgb.py"), out
+    assert f"EUROSAT_PROFILE=demo EUROSAT_PROJECT_ROOT={shlex.quote(str(user.root))} " in told
     user.run("train_rgb.py")
     assert results(user.root) == results(trained.root)
 
