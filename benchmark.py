@@ -337,7 +337,7 @@ for passes in range(1 + 16 // {times}):  # the first is not counted; then as man
     if passes == 1:
         start = time.perf_counter()
     for first in range(0, len(order), 32):
-        batch = order[first : first + 32]
+        batch = torch.from_numpy(order[first : first + 32])
         network_input(read(batch), mean, std, "strong", random[batch])
 seconds = time.perf_counter() - start
 own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
