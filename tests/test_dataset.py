@@ -11,8 +11,10 @@ from PIL import Image
 from tifffile import imwrite
 from torch.utils.data import DataLoader
 
+import benchmark
 import config
 import dataset
+import evaluation
 from augment import AUGMENTATIONS, RANDOM_NUMBERS, network_input, random_numbers
 from dataset import CLASSES, MS_BANDS, EuroSATDataset, band_statistics, load_images, read_image, read_split
 from project import UserError
@@ -179,6 +181,21 @@ def test_a_giant_tif_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 10e6
+
+
+def test_the_benchmark_streams_every_image_once(lists, monkeypatch):
+    seen = []
+    real = evaluation.batch_reader
+
+    def reader(*arguments):
+        read = real(*arguments)
+        return lambda indices: seen.extend(indices.tolist()) or read(indices)
+
+    monkeypatch.setattr(evaluation, "batch_reader", reader)
+    part = benchmark.stream(3)
+    for _ in range(3):
+        part()
+    assert sorted(seen) == list(range(3 * len(read_split("rgb", "train").files)))
 
 
 def test_labels_are_the_alphabetical_order(lists):

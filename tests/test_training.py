@@ -16,7 +16,6 @@ import pytest
 import torch
 from conftest import CODE, files_below
 
-import benchmark
 import config
 import models
 import training
@@ -312,15 +311,6 @@ def test_learning_rate_warms_up_and_decays_to_zero():
     rates = [learning_rate(setting, step / 100) for step in range(101)]
     assert rates[0] == 0 and max(rates) == rates[20] == 1 and rates[100] < 1e-9
     assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
-
-
-def test_the_benchmark_streams_as_training_does(trained):
-    code = benchmark.STREAM.format(code=str(CODE), root=str(trained.root), times=16)
-    environment = {**trained.environment, "PYTHONPATH": ""}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    seconds, megabytes = map(float, result.stdout.split())
-    assert 0 < seconds < 0.1 and 50 < megabytes < 2000
 
 
 def test_nothing_lies_beside_the_outputs(trained):
