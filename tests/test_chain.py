@@ -8,9 +8,10 @@ import numpy as np
 import pypdf
 import pytest
 import torch
-from conftest import CODE
+from conftest import CODE, state_of, unlinked
 from sklearn.metrics import accuracy_score, recall_score
 
+import config
 from dataset import CLASSES
 
 SCRIPTS = sorted(path.name for path in CODE.glob("*.py") if "__main__" in path.read_text())
@@ -50,39 +51,33 @@ def test_reproduced_to_the_last_bit(trained):
     assert output.count("\nREPRODUCED to the last bit") == 2 and "max |difference| 0" in output
 
 
-def test_comparing_never_writes(trained_copy):
-    before = {path: path.stat().st_mtime_ns for path in trained_copy.root.rglob("*") if path.is_file()}
-    trained_copy.run("reproduce.py", "rgb")
-    assert {path: path.stat().st_mtime_ns for path in trained_copy.root.rglob("*") if path.is_file()} == before
+def test_comparing_never_writes(place):
+    before = state_of(place.root)
+    place.here.run("reproduce.py", "rgb")
+    assert state_of(place.root) == before
 
 
-def change_a_logit(user):
-    path = user.root / "outputs/demo/rgb/test_logits.pt"
+def change_a_logit(place, by=0.01):
+    path = place.output("test_logits.pt")
     logits = torch.load(path, weights_only=True)
-    logits[7, 3] += 0.01
+    logits[7, 3] += by
     torch.save(logits, path)
 
 
-def change_a_logit_a_little(user):
+def change_a_logit_a_little(place):
     """By less than any tolerance."""
-    path = user.root / "outputs/demo/rgb/test_logits.pt"
-    logits = torch.load(path, weights_only=True)
-    logits[7, 3] += 1e-6
-    torch.save(logits, path)
+    change_a_logit(place, 1e-6)
 
 
-def swap_rows(user):
-    path = user.root / "outputs/demo/rgb/test_files.csv"
+def swap_rows(place):
+    path = place.output("test_files.csv")
     lines = path.read_text().splitlines()
     lines[3], lines[9] = lines[9], lines[3]
     path.write_text("\n".join(lines) + "\n")
 
 
-def change_the_model(user):
-    path = user.root / "outputs/demo/rgb/final_model.pt"
-    content = torch.load(path, weights_only=True)
-    content["network"]["linear.bias"][0] += 0.01
-    torch.save(content, path)
+def change_the_model(place):
+    place.change("final_model.pt", lambda content: content["network"]["linear.bias"][0].add_(0.01))
 
 
 @pytest.mark.parametrize(
@@ -94,40 +89,39 @@ def change_the_model(user):
         (change_the_model, ["saved for another model"]),
     ],
 )
-def test_not_reproduced_says_why(trained_copy, change, told):
-    change(trained_copy)
-    output = trained_copy.run("reproduce.py", "rgb", status=1)
+def test_not_reproduced_says_why(place, change, told):
+    change(place)
+    output = place.here.run("reproduce.py", "rgb", status=1)
     verdict = [line for line in output.splitlines() if line.startswith("NOT REPRODUCED")]
     assert len(verdict) == 1 and all(text in verdict[0] for text in told), output
 
 
-def test_one_swapped_image_is_not_reproduced(trained_copy, own_sample):
+def test_one_swapped_image_is_not_reproduced(place):
     first, second = [
-        own_sample / line.split(",")[0]
-        for line in (trained_copy.root / "splits/demo/rgb/test.csv").read_text().splitlines()[5:15:9]
+        unlinked(place.own_sample() / line.split(",")[0])
+        for line in place.list("rgb", "test").read_text().splitlines()[5:15:9]
     ]
     kept = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(kept)
-    output = trained_copy.run("reproduce.py", "rgb", status=1, EUROSAT_DATASET_ROOT=str(own_sample))
+    output = place.here.run("reproduce.py", "rgb", status=1)
     assert "NOT REPRODUCED: the pixels of some test image differ" in output
 
 
-def test_a_truncated_reference_is_named(trained_copy):
-    path = trained_copy.root / "outputs/demo/rgb/test_logits.pt"
+def test_a_truncated_reference_is_named(place):
+    path = place.output("test_logits.pt")
     path.write_bytes(path.read_bytes()[:200])
-    assert "is damaged" in trained_copy.refused("reproduce.py", "rgb")
+    assert "is damaged" in place.here.refused("reproduce.py", "rgb")
 
 
-def test_save_keeps_the_former_reference(trained_copy):
-    folder = trained_copy.root / "outputs/demo/rgb"
-    change_a_logit(trained_copy)
+def test_save_keeps_the_former_reference(place):
+    change_a_logit(place)
+    folder = place.root / "outputs/demo/rgb"
     former = (folder / "test_logits.pt").read_bytes()
-    trained_copy.run("reproduce.py", "rgb", "--save")
-    assert [path.read_bytes() for path in folder.glob("test_logits.pt.*.backup")] == [former]
-    assert "\nREPRODUCED" in trained_copy.run("reproduce.py", "rgb")
-    trained_copy.run("reproduce.py", "rgb", "--save")  # nothing differs, so nothing more is kept
-    assert [path.read_bytes() for path in folder.glob("test_logits.pt.*.backup")] == [former]
+    for _ in range(2):  # the second time nothing differs, so nothing more is kept
+        place.here.run("reproduce.py", "rgb", "--save")
+        assert [path.read_bytes() for path in folder.glob("test_logits.pt.*.backup")] == [former]
+    assert "\nREPRODUCED" in place.here.run("reproduce.py", "rgb")
 
 
 def test_a_model_of_other_lists_does_not_see_the_test_list(trained_copy):
@@ -182,16 +176,16 @@ def test_report_names_what_is_missing_and_the_team(trained_copy):
     )
 
 
-def test_old_test_results_are_not_reported_for_a_new_model(trained_copy):
-    change_the_model(trained_copy)
-    assert "missing: test results of the present" in trained_copy.run("make_report.py")
-    assert "is of another model" in trained_copy.refused("rank_images.py", "rgb")
+def test_old_test_results_are_not_reported_for_a_new_model(place):
+    change_the_model(place)
+    assert "missing: test results of the present" in place.here.run("make_report.py")
+    assert "is of another model" in place.here.refused("rank_images.py", "rgb")
 
 
-def test_one_task_works_without_the_other(user, own_sample):
+def test_one_task_works_without_the_other(here, own_sample):
     shutil.rmtree(own_sample / "EuroSAT_MS")
-    user.environment["EUROSAT_DATASET_ROOT"] = str(own_sample)
-    assert "no lists for ms" in user.run("split_data.py")
+    config.DATASET_ROOT = own_sample
+    assert "no lists for ms" in here.run("split_data.py")
     for script in (
         "verify_splits.py",
         "train_rgb.py",
@@ -200,5 +194,5 @@ def test_one_task_works_without_the_other(user, own_sample):
         "rank_images.py",
         "make_report.py",
     ):
-        user.run(script)
-    assert "python split_data.py" in user.refused("train_ms.py")
+        here.run(script)
+    assert "python split_data.py" in here.refused("train_ms.py")
