@@ -432,8 +432,9 @@ class Run:
             disable=True if self.group.rank else None,
         )
         # All at once, before the GPU has anything to do: each copy to it waits until it has done all it has.
-        shares = [torch.from_numpy(batch[self.group.rank :: self.group.size]).to(device) for batch in batches]
-        for batch, share in zip(batches[progress.batch :], shares[progress.batch :], strict=True):
+        rest = batches[progress.batch :]
+        shares = [torch.from_numpy(batch[self.group.rank :: self.group.size]).to(device) for batch in rest]
+        for batch, share in zip(rest, shares, strict=True):
             step = progress.epoch * len(batches) + progress.batch
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = learning_rate(setting, (step + 0.5) / (setting.epochs * len(batches)))
@@ -610,11 +611,9 @@ def write_history(path: Path, history: list[dict]) -> None:
 
 def keep_best(task: str, settings: list[Setting]) -> None:
     """Write the best epoch of the best setting, by val, as final_model.pt, and how all did as selection.csv."""
-    runs = []
-    for setting in settings:
-        last = load_tensors(outputs_dir(task) / setting.name / "last.pt")
-        runs.append((setting, last, last["progress"]))
-    setting, last, progress = max(runs, key=lambda run: _rank(run[2]["best"]))  # the first of equals
+    runs = [(setting, load_tensors(outputs_dir(task) / setting.name / "last.pt")) for setting in settings]
+    setting, last = max(runs, key=lambda run: _rank(run[1]["progress"]["best"]))  # the first of equals
+    progress = last["progress"]
     folder = outputs_dir(task) / setting.name
     best = load_tensors(folder / "best.pt")
     if best.get("epoch") != progress["best"]["epoch"] or "network" not in best:
@@ -651,7 +650,8 @@ def keep_best(task: str, settings: list[Setting]) -> None:
         "seconds",
     ]
     rows = []
-    for other, _, state in runs:
+    for other, checkpoint in runs:
+        state = checkpoint["progress"]
         rows.append(
             [
                 *(other.name, "yes" if other is setting else "no"),

@@ -229,7 +229,7 @@ class Place:
     """A copy of the trained project root, and of the data set where asked for, to be damaged; scripts run in this process."""
 
     def __init__(self, project, trained, sample, here, monkeypatch) -> None:
-        self.root, self.trained, self.sample, self.here, self.monkeypatch = project, trained, sample, here, monkeypatch
+        self.root, self.sample, self.here, self.monkeypatch = project, sample, here, monkeypatch
         shutil.copytree(trained.root / "splits", project / "splits")
         shutil.copytree(trained.root / "outputs", project / "outputs", copy_function=os.link)
 
