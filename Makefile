@@ -1,8 +1,8 @@
-# make demo   the whole chain on a generated sample, ending with its report
+# make demo   the whole chain on the real images in sample/, ending with its report
 # make test   lint and tests
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .PHONY: install demo test
@@ -10,16 +10,15 @@ RUN := $(VENV)/bin/python
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --requirement requirements.txt
 	touch $@
 
 demo: export EUROSAT_PROFILE := demo
-demo: export EUROSAT_DATASET_ROOT := sample
+demo: export EUROSAT_DATASET_ROOT := $(CURDIR)/sample
 demo: export EUROSAT_PROJECT_ROOT :=
 demo: install
-	$(RUN) download_weights.py
-	$(RUN) make_sample.py
 	$(RUN) split_data.py
 	$(RUN) verify_splits.py
 	$(RUN) train_rgb.py

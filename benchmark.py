@@ -11,7 +11,6 @@ import itertools
 import json
 import multiprocessing
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,21 +18,20 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import config
-from project import outputs_dir, run, shown, write_json
+from dataset import IMAGE_SETS
+from project import Setting, config, outputs_dir, run, shown, write_json
 
-CODE = Path(__file__).parent
-SCRIPTS = sorted(path.name for path in CODE.glob("*.py") if "__main__" in path.read_text())
+RGB = config.settings["course"]["rgb"]
 LISTS = (1, 4, 16)  # times the course's list
 CLASSIC_EPOCHS, CLASSIC_SIZE, CLASSIC_BATCH = 10, 224, 64  # what public solutions of this assignment do, on ResNet-18
 
 
 def main() -> None:
     rows: list[dict] = []
-    for measure in (training, against_the_recipe, prediction, decoding, growth, splitting, help_texts):
+    for measure in (training, against_the_recipe, prediction, decoding, growth):
         measure(rows)
-        write_json(config.PROJECT_ROOT / "outputs" / "benchmark.json", rows)
-    print(f"wrote {shown(config.PROJECT_ROOT / 'outputs' / 'benchmark.json')}")
+        write_json(config.project_root / "outputs" / "benchmark.json", rows)
+    print(f"wrote {shown(config.project_root / 'outputs' / 'benchmark.json')}")
     print("next: compare with the table in README.md")
 
 
@@ -58,7 +56,7 @@ def add(rows: list[dict], name: str, value: float, target: float, at_most: bool 
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory:
-    cache = config.PROJECT_ROOT / "cache"
+    cache = config.project_root / "cache"
     cache.mkdir(exist_ok=True)
     return tempfile.TemporaryDirectory(dir=cache)
 
@@ -75,7 +73,7 @@ def ratios(slow: list[float], fast: list[float]) -> float:
 # Training --------------------------------------------------------------------------------------------------------
 
 
-def make_run(setting: config.Setting, images: int, folder: Path):
+def make_run(setting: Setting, images: int, folder: Path):
     """A training of the first images of the list, ready to do epochs; and its device."""
     import dataclasses
 
@@ -91,7 +89,7 @@ def make_run(setting: config.Setting, images: int, folder: Path):
     data = dataclasses.replace(data, train_pixels=data.train_pixels[:images], train_labels=data.train_labels[:images])
     network = build_network(setting, setting.weights).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
-    precision = loop.choose_precision(setting, device)
+    precision = loop.choose_precision(device)
     return loop.Run(folder, setting, data, group, network, optimizer, loop.Progress(), precision, {}, loop.Stop())
 
 
@@ -118,7 +116,7 @@ def training(rows: list[dict]) -> None:
     import torch
     import torch.nn.functional as F
 
-    setting = config.RGB_SETTINGS[-1]
+    setting = RGB[-1]
     images = 10 * setting.batch_size
     with scratch_folder() as folder:
         runs = {
@@ -169,13 +167,15 @@ def prepare_classic(backbone: str, image_size: int, batch_size: int, images: int
     import torch
     from PIL import Image
 
-    from dataset import read_split
+    from dataset import image_paths
+    from engine.splits import read_split
     from models import torchvision_models
 
     # isort: split
     from torchvision import transforms
 
     split = read_split("rgb", "train")
+    paths = image_paths("rgb", split.files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transform = transforms.Compose(
         [
@@ -190,7 +190,7 @@ def prepare_classic(backbone: str, image_size: int, batch_size: int, images: int
             return images
 
         def __getitem__(self, index: int):
-            with Image.open(config.DATASET_ROOT / split.files[index]) as image:
+            with Image.open(paths[index]) as image:
                 return transform(image.convert("RGB")), int(split.labels[index])
 
     workers = min(4, os.cpu_count() or 1)
@@ -218,19 +218,19 @@ def run_classic() -> None:
 
 def against_the_recipe(rows: list[dict]) -> None:
     """The default RGB run (all its settings) against ResNet-18 at 224 pixels, from seconds per image, same images."""
-    from dataset import read_split
+    from engine.splits import read_split
 
     images = len(read_split("rgb", "train").files)
     part = 2 * CLASSIC_BATCH
     own_part = 4 * part  # an epoch has a few milliseconds of its own, which two batches would show out of proportion
     classic = classic_epoch("resnet18", CLASSIC_SIZE, CLASSIC_BATCH, part)
     with scratch_folder() as folder:
-        runs = [make_run(setting, own_part, Path(folder)) for setting in config.RGB_SETTINGS]
+        runs = [make_run(setting, own_part, Path(folder)) for setting in RGB]
         slow, *own = in_turn(classic, *(epoch_of(run_) for run_ in runs), rounds=3)
     recipe = statistics.median(slow) / part * images * CLASSIC_EPOCHS
     ours = [
         statistics.median(seconds) / own_part * images * setting.epochs
-        for seconds, setting in zip(own, config.RGB_SETTINGS, strict=True)
+        for seconds, setting in zip(own, RGB, strict=True)
     ]
     try:
         accuracy = json.loads((outputs_dir("rgb") / "test_metrics.json").read_text())["accuracy"]
@@ -242,7 +242,7 @@ def against_the_recipe(rows: list[dict]) -> None:
         recipe / sum(ours),
         30,
         recipe_seconds=round(recipe),
-        own_seconds=", ".join(f"{setting.name} {seconds:.0f}" for setting, seconds in zip(config.RGB_SETTINGS, ours)),
+        own_seconds=", ".join(f"{setting.name} {seconds:.0f}" for setting, seconds in zip(RGB, ours)),
         own_test_accuracy=accuracy,
         recipe_test_accuracy="not trained here",
     )
@@ -254,7 +254,7 @@ def prediction(rows: list[dict]) -> None:
 
     from evaluation import BATCH_SIZE, predict
 
-    setting = config.RGB_SETTINGS[-1]
+    setting = RGB[-1]
     with scratch_folder() as folder:
         run_ = make_run(setting, 32, Path(folder))
     network, device, pixels = run_.network.eval(), run_.group.device, run_.data.val_pixels[: 5 * BATCH_SIZE]
@@ -279,17 +279,18 @@ def decoding(rows: list[dict]) -> None:
     import skimage.io
     from PIL import Image
 
-    from dataset import load_images, read_split
+    from dataset import image_paths, load_images
+    from engine.splits import read_split
 
-    def plain_jpeg(path: Path) -> np.ndarray:
+    def plain_jpeg(path: str) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image)
 
     for task, reader, target in (("rgb", plain_jpeg, 1.8), ("ms", skimage.io.imread, 2.5)):
         files = read_split(task, "train").files
-        bands = config.RED_GREEN_BLUE if task == "rgb" else config.MS_SETTINGS[0].bands
+        bands = IMAGE_SETS["rgb"].bands if task == "rgb" else config.settings["course"]["ms"][0].bands
         with own_cache():
-            cache = config.PROJECT_ROOT / "cache"
+            cache = config.project_root / "cache"
 
             def first() -> None:
                 for path in cache.glob("*.npy"):
@@ -299,7 +300,7 @@ def decoding(rows: list[dict]) -> None:
             own, warm, plain = in_turn(
                 first,
                 lambda: load_images(task, files, bands),
-                lambda: np.stack([reader(config.DATASET_ROOT / file) for file in files]),
+                lambda: np.stack([reader(path) for path in image_paths(task, files)]),
                 rounds=11,
             )
             how = {"images": len(files), "seconds": spread(own)}
@@ -311,13 +312,13 @@ class own_cache:
     """A project root of its own while it lasts, below the real one."""
 
     def __enter__(self) -> None:
-        self.root = config.PROJECT_ROOT
+        self.root = config.project_root
         self.folder = scratch_folder()
         (Path(self.folder.name) / "splits").symlink_to(self.root / "splits")
-        config.PROJECT_ROOT = Path(self.folder.name)
+        config.project_root = Path(self.folder.name)
 
     def __exit__(self, *_: object) -> None:
-        config.PROJECT_ROOT = self.root
+        config.project_root = self.root
         self.folder.cleanup()
 
 
@@ -327,11 +328,12 @@ def stream(times: int) -> Callable[[], None]:
     import torch
 
     from augment import network_input, random_numbers
-    from dataset import band_statistics, load_images, read_split
+    from dataset import band_statistics, load_images
+    from engine.splits import read_split
     from evaluation import batch_reader
 
     files = read_split("rgb", "train").files
-    images = load_images("rgb", files * times, config.RED_GREEN_BLUE).pixels
+    images = load_images("rgb", files * times, IMAGE_SETS["rgb"].bands).pixels
     mean, std = map(torch.from_numpy, band_statistics(images))
     read = batch_reader(images, torch.device("cpu"))
     random = torch.from_numpy(random_numbers(0, 0, len(images)))
@@ -347,7 +349,7 @@ def stream(times: int) -> Callable[[], None]:
 
 def own_memory(times: int, root: Path) -> float:
     """MB of this process after streaming `times` lists, without the file's pages, which the system can drop."""
-    config.PROJECT_ROOT = root
+    config.project_root = root
     part = stream(times)
     for _ in range(times):
         part()
@@ -363,49 +365,13 @@ def growth(rows: list[dict]) -> None:
         for _ in range(3 if sys.platform.startswith("linux") else 0):
             for times, own in zip(LISTS, memory, strict=True):
                 with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                    own.append(process.submit(own_memory, times, config.PROJECT_ROOT).result())
+                    own.append(process.submit(own_memory, times, config.project_root).result())
     for what, values in (("seconds", seconds), ("own memory", memory)):
         if values[0]:
             growing = max(ratios(own, values[0]) for own in values[1:])
             name = f"streaming as many images of {' / '.join(map(str, LISTS))} times the list: {what}, growth"
             how = " / ".join(f"{statistics.median(own):.3g}" for own in values)
             add(rows, name, growing, 1.1, at_most=True, **{"seconds" if values is seconds else "MB": how})
-
-
-def splitting(rows: list[dict]) -> None:
-    """Finding, splitting and writing lists of 27,000 files against a bare walk and sort; and whole processes."""
-    import os
-
-    from dataset import CLASSES
-    from split_data import main as split
-
-    root, profile = config.DATASET_ROOT, config.PROFILE
-    with own_cache():
-        (config.PROJECT_ROOT / "splits").unlink()
-        config.DATASET_ROOT, config.PROFILE = config.PROJECT_ROOT / "files", "full"
-        for name in CLASSES:
-            folder = config.DATASET_ROOT / "EuroSAT_RGB" / name
-            folder.mkdir(parents=True)
-            for number in range(1, 2701):
-                (folder / f"{name}_{number}.jpg").touch()
-
-        def walk() -> None:
-            sorted(os.path.join(path, name) for path, _, names in os.walk(config.DATASET_ROOT) for name in names)
-
-        own, bare = in_turn(lambda: split(True), walk)
-        config.DATASET_ROOT, config.PROFILE = root, profile
-    add(rows, "split_data.py on 27,000 files / walk and sort", ratios(own, bare), 2, at_most=True, seconds=spread(own))
-
-
-def help_texts(rows: list[dict]) -> None:
-    """Seconds until --help has answered, of the slowest script."""
-    slowest = {}
-    for script in SCRIPTS:
-        command = [sys.executable, str(CODE / script), "--help"]
-        (seconds,) = in_turn(lambda: subprocess.run(command, capture_output=True, check=True))
-        slowest[script] = statistics.median(seconds)
-    script = max(slowest, key=slowest.get)
-    add(rows, "import and --help, slowest script (s)", slowest[script], 0.3, at_most=True, script=script)
 
 
 if __name__ == "__main__":

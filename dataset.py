@@ -1,7 +1,9 @@
-"""EuroSAT on disk: where its images lie, how a split list and an image are read, and the data set class.
+"""EuroSAT on disk: where its images lie, how an image is read, and the data set class.
 
     from torch.utils.data import DataLoader
-    train = EuroSATDataset("rgb", "train")  # or "ms", bands=("B04", "B03", "B02", "B08", "B11", "B12")
+    from engine.splits import read_split
+    split = read_split("rgb", "train")
+    train = EuroSATDataset("rgb", split.files, split.labels)  # "ms": bands=("B04", "B03", "B02", "B08", "B11", "B12")
     for images, labels in DataLoader(train, batch_size=32, shuffle=True): ...
 
 `EuroSATDataset` decodes one image at a time and is the way that reads best. Training takes `load_images` instead: the
@@ -9,34 +11,24 @@ same pixels, decoded once into one array that is kept in cache/ and memory-mappe
 """
 
 import contextlib
-import csv
+import hashlib
 import io
 import json
 import os
-import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import simplejpeg
+import tifffile
+from tqdm import tqdm
 
-import config
-from project import PARTS, UserError, sha256, shown, splits_dir, written_whole
+from project import CLASSES, UserError, atomic_write, config, sha256
 
-# A label is the index in this order.
-CLASSES = (
-    "AnnualCrop",
-    "Forest",
-    "HerbaceousVegetation",
-    "Highway",
-    "Industrial",
-    "Pasture",
-    "PermanentCrop",
-    "Residential",
-    "River",
-    "SeaLake",
-)
 # The order of the bands in a EuroSAT GeoTIFF. B8A is last, although tables list it after B08.
 MS_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 SIDE = 64  # pixels, 10 m each
@@ -79,9 +71,14 @@ IMAGE_SETS = {
 
 # Finding images --------------------------------------------------------------------------------------------------
 
+ROOT_REMEDY = "set DATASET_ROOT in config.py (or EUROSAT_DATASET_ROOT) to the folder that holds the unpacked archives"
 
-def find_images(task: str) -> dict[str, str] | None:
+
+def find_images(task: str, root: Path | None = None) -> dict[str, str] | None:
     """Find all images of a set, in any of the layouts in circulation; litter beside them is passed over.
+
+    Args:
+        root: where to look; the data set root without.
 
     Returns:
         {patch: file}: "Forest/Forest_1" to the file relative to the data set root, sorted by patch; None where the
@@ -90,40 +87,26 @@ def find_images(task: str) -> dict[str, str] | None:
     Raises:
         UserError: the data set root cannot be read, a class has no image, or two files are of the same patch.
     """
-    root = config.DATASET_ROOT
-    remedy = "set DATASET_ROOT in config.py (or EUROSAT_DATASET_ROOT) to the folder that holds the unpacked archives"
-    if not root.is_dir():
-        raise UserError(f"the data set root {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}")
-    image_set = IMAGE_SETS[task]
+    root, image_set = root or config.dataset_root, IMAGE_SETS[task]
+    classes: dict[str, dict[str, str]] = {}
     try:
-        classes: dict[str, dict[str, str]] = {}
-        for candidate in image_set.folders:  # the one with most classes: a stray folder does not hide the data set
+        if not root.is_dir():
+            raise UserError(
+                f"the data set root {root} is {'not a folder' if root.exists() else 'not there'}; {ROOT_REMEDY}"
+            )
+        for candidate in image_set.folders:  # the one with most images: a stray folder does not hide the data set
             in_candidate = {name: _images_in(root, candidate, name, image_set.suffixes) for name in CLASSES}
-            if sum(map(bool, in_candidate.values())) > sum(map(bool, classes.values())):
+            if sum(map(len, in_candidate.values())) > sum(map(len, classes.values())):
                 folder, classes = candidate, in_candidate
-        if not classes:
-            return None
-        strangers = sorted(
-            entry.name
-            for entry in os.scandir(root / folder)
-            if entry.name not in CLASSES
-            and entry.is_dir()
-            and _images_in(root, folder, entry.name, image_set.suffixes)
-            and entry.name not in image_set.folders
-        )
     except OSError as error:
         raise UserError(
-            f"cannot read {error.filename}: {error.strerror}; check its permissions, or {remedy}"
+            f"cannot read {error.filename}: {error.strerror}; check its permissions, or {ROOT_REMEDY}"
         ) from error
-    missing = [name for name, images in classes.items() if not images]
-    if missing:
+    if not classes:
+        return None
+    if missing := [name for name, images in classes.items() if not images]:
         raise UserError(
             f"{root / folder} has no {image_set.name} images of {', '.join(missing)}; unpack the archive again"
-        )
-    if strangers:
-        print(
-            f"note: {root / folder} also holds {', '.join(strangers)}, none of the ten classes: not used",
-            file=sys.stderr,
         )
     found = {patch: file for images in classes.values() for patch, file in images.items()}
     return {patch: found[patch] for patch in sorted(found)}
@@ -157,112 +140,38 @@ def patch_of(file: str) -> str:
     return "/".join(file.rpartition(".")[0].split("/")[-2:])
 
 
-# Split lists -----------------------------------------------------------------------------------------------------
-
-LIST_HEADER = ["file", "label", "class_name"]
-
-
-@dataclass(frozen=True)
-class Split:
-    """One list: files relative to the data set root, sorted, and their labels (int64, the index in CLASSES)."""
-
-    files: list[str]
-    labels: np.ndarray
-
-    def text(self) -> str:
-        """The list as it stands on disk."""
-        return list_text(LIST_HEADER, [[f, label, CLASSES[label]] for f, label in zip(self.files, self.labels)])
+def class_of(patch: str) -> str:
+    """ "Forest" of "Forest/Forest_1"."""
+    return patch.partition("/")[0]
 
 
-def list_text(header: list[str], rows: list[list]) -> str:
-    """Rows as CSV text with LF line ends."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
+def canonical_file(task: str, patch: str) -> str:
+    """What a list calls the patch's file, however the archives were unpacked: "EuroSAT_RGB/Forest/Forest_1.jpg"."""
+    image_set = IMAGE_SETS[task]
+    return f"{image_set.folders[1]}/{patch}{image_set.suffixes[0]}"
 
 
-def split_path(task: str, part: str, profile: str | None = None) -> Path:
-    return splits_dir(profile) / task / f"{part}.csv"
-
-
-def read_split(task: str, part: str, profile: str | None = None) -> Split:
-    """Read and check one list.
+def image_paths(task: str, files: Sequence[str]) -> list[str]:
+    """Where the files of a list lie, in whichever layout.
 
     Raises:
-        UserError: the list is missing or is not what `split_data.py` writes, with the line.
+        UserError: as `find_images`, or a file is not there.
     """
-    path = split_path(task, part, profile)
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8")), strict=True))
-    except FileNotFoundError:
-        raise UserError(f"the list {shown(path)} is missing; run: python split_data.py") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    found = find_images(task) or {}
+    missing = [file for file in files if patch_of(file) not in found]
+    if missing:
         raise UserError(
-            f"cannot read the list {shown(path)}: {error}; run: python split_data.py --overwrite"
-        ) from error
-
-    def wrong(line: int, what: str) -> UserError:
-        return UserError(f"{shown(path)}, line {line}: {what}; run: python split_data.py --overwrite")
-
-    if not rows or rows[0] != LIST_HEADER:
-        raise wrong(1, f"the header is not {','.join(LIST_HEADER)}")
-    if len(rows) == 1:
-        raise wrong(1, "the list is empty")
-    files, seen = [], set()
-    labels = np.empty(len(rows) - 1, np.int64)
-    for line, row in enumerate(rows[1:], start=2):
-        if len(row) != 3:
-            raise wrong(line, f"{len(row)} columns instead of 3")
-        file, label, class_name = row
-        folders = file.split("/")
-        if not file.isprintable() or "\\" in file or ".." in folders or "" in folders:
-            raise wrong(line, f"{file!r} is not a path from the data set root on, with / between folders")
-        if class_name not in CLASSES:
-            raise wrong(line, f"unknown class {class_name!r}; known: {', '.join(CLASSES)}")
-        if label != str(CLASSES.index(class_name)) or len(folders) < 2 or folders[-2] != class_name:
-            raise wrong(line, f"the label {label!r}, the class {class_name} and the folder of {file} disagree")
-        if not file.lower().endswith(IMAGE_SETS[task].suffixes):
-            raise wrong(line, f"{file} is no {IMAGE_SETS[task].name} image ({', '.join(IMAGE_SETS[task].suffixes)})")
-        if file in seen:
-            raise wrong(line, f"{file} is listed twice")
-        seen.add(file)
-        files.append(file)
-        labels[line - 2] = int(label)
-    return Split(files, labels)
-
-
-def read_splits(task: str) -> dict[str, Split]:
-    """Read all three lists of a task, {part: split}, and hold them to be disjoint.
-
-    Raises:
-        UserError: as `read_split`, or a patch is in two lists.
-    """
-    splits = {part: read_split(task, part) for part in PARTS}
-    part_of: dict[str, str] = {}
-    for part, split in splits.items():
-        for file in split.files:
-            other = part_of.setdefault(patch_of(file), part)
-            if other != part:
-                raise UserError(
-                    f"{file} is in {part}.csv and, as the same patch, in {other}.csv of {shown(splits_dir() / task)}; "
-                    "run: python split_data.py --overwrite"
-                )
-    return splits
-
-
-def splits_hash(splits: dict[str, Split]) -> str:
-    """SHA-256 of the three lists of a task, whatever their line ends: says which split a model rests on."""
-    return sha256(*(splits[part].text().encode() for part in PARTS))
+            f"{len(missing):,} of {len(files):,} listed images are not below {config.dataset_root}, nor in another layout of "
+            f"the archives, for example {missing[0]}; unpack the archive again, or {ROOT_REMEDY}"
+        )
+    return [f"{config.dataset_root}/{found[patch_of(file)]}" for file in files]
 
 
 # Reading images --------------------------------------------------------------------------------------------------
 
 
-def read_image(file: str, task: str) -> np.ndarray:
+def read_image(path: str, task: str) -> np.ndarray:
     """Decode one image.
-
-    Args:
-        file: relative to the data set root.
 
     Returns:
         (64, 64, 3) uint8, or (64, 64, 13) uint16: top-of-atmosphere reflectance times 10,000, bands as in MS_BANDS.
@@ -270,14 +179,18 @@ def read_image(file: str, task: str) -> np.ndarray:
     Raises:
         UserError: the file is missing, damaged or not a EuroSAT image of this set.
     """
-    path = f"{config.DATASET_ROOT}/{file}"  # a string: making Path objects would cost a tenth of the decoding
     try:
-        with open(path, "rb") as opened:
-            content = opened.read()
+        with open(path, "rb") as file:
+            content = file.read()
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}; check DATASET_ROOT, or run: python verify_splits.py"
         ) from error
+    return decode_image(content, task, path)
+
+
+def decode_image(content: bytes, task: str, path: str) -> np.ndarray:
+    """`read_image` of a file's content."""
     try:
         image = _decode_jpeg(content) if task == "rgb" else _decode_tiff(content)
     except UserError as error:
@@ -291,8 +204,6 @@ def read_image(file: str, task: str) -> np.ndarray:
 
 
 def _decode_jpeg(content: bytes) -> np.ndarray:
-    import simplejpeg
-
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)  # before decoding: it may be a giant
     if (height, width) != (SIDE, SIDE):
         raise UserError(f"has {height} x {width} pixels instead of {SIDE} x {SIDE}")
@@ -302,16 +213,12 @@ def _decode_jpeg(content: bytes) -> np.ndarray:
 
 
 def _decode_tiff(content: bytes) -> np.ndarray:
-    import imagecodecs
-
     bands = len(MS_BANDS)
     for shape in ((SIDE, SIDE, bands), (bands, SIDE, SIDE)):  # bands last, or plane by plane
         # Into an array of its own: what does not fit there is refused before it is unpacked, as it may be a giant.
         with contextlib.suppress(ValueError):
             image = imagecodecs.tiff_decode(content, out=np.empty(shape, np.uint16))
             return image if shape[-1] == bands else image.transpose(1, 2, 0)
-    import tifffile
-
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         found = file.pages.first
         raise UserError(f"is {found.dtype} of shape {found.shape} instead of uint16 (64, 64, 13)")
@@ -331,54 +238,65 @@ class Images:
 def load_images(task: str, files: Sequence[str], bands: Sequence[str], keep: bool = True) -> Images:
     """Decode a list once; later calls memory-map the array that the first one left in cache/.
 
-    The array's name is a hash of the files' names, sizes and times and of the bands, so it is valid for exactly those;
-    the second half of the name is the SHA-256 of its pixels. cache/ can be deleted at any time. Two runs that start at
-    once both decode and write the same. With keep=False nothing is left there: for who looks at a list once, or must
-    not write.
+    The array's name is a hash of the files' places, sizes and times (of content and of inode, which the owner cannot set)
+    and of the bands, so it is valid for exactly those; the second half of the name is the SHA-256 of its pixels, and is
+    checked at every opening (a second for 1.5 GB): what is trained on is what is recorded. cache/ can be deleted at any
+    time. Two runs that start at once both decode and write the same. With keep=False nothing is left there: for who
+    looks at a list once, or must not write.
 
     Raises:
         UserError: an image is missing or damaged (named), a band is unknown, or cache/ cannot be written.
     """
     columns = band_indices(task, bands)
-    root = config.DATASET_ROOT
+    paths = image_paths(task, files)
+    shape, dtype = (len(files), SIDE, SIDE, len(bands)), np.dtype(IMAGE_SETS[task].dtype)
+    chunks = _decoded(task, paths, columns)
+    if not keep:
+        pixels = np.concatenate(list(chunks))
+        return Images(pixels, sha256(pixels.data))
     try:
-        states = [(state.st_size, state.st_mtime_ns) for state in (os.stat(f"{root}/{file}") for file in files)]
+        states = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in map(os.stat, paths)]
     except OSError as error:
-        raise UserError(
-            f"cannot read {error.filename}: {error.strerror}; check DATASET_ROOT, or run: python verify_splits.py"
-        ) from error
-    key = sha256(json.dumps([task, str(root), list(files), states, list(bands)]).encode())[:32]
-    cache = config.PROJECT_ROOT / "cache"
-    shape = (len(files), SIDE, SIDE, len(bands))
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; run: python verify_splits.py") from error
+    cache = config.project_root / "cache"
+    key = sha256(json.dumps([task, paths, states, list(bands)]).encode())[:32]
     for path in cache.glob(f"{key}-*.npy"):
         try:
             pixels = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError):
             continue  # damaged: decoded and written again
-        if pixels.shape == shape and pixels.dtype == IMAGE_SETS[task].dtype:
+        if pixels.shape == shape and pixels.dtype == dtype and sha256(pixels.data) == path.stem.partition("-")[2]:
             return Images(pixels, path.stem.partition("-")[2])
-    chunks = _decoded(task, files, columns)
-    if keep:
-        return _kept(chunks, shape, np.dtype(IMAGE_SETS[task].dtype), cache / key)
-    pixels = np.concatenate(list(chunks))
-    return Images(pixels, sha256(pixels.data))
+    _remove_abandoned(cache)
+    return _kept(chunks, shape, dtype, cache / key)
 
 
-def _decoded(task: str, files: Sequence[str], columns: list[int]) -> Iterator[np.ndarray]:
-    """The list's pixels, some images at a time: all cores decode, as the decoders leave Python's lock."""
-    from tqdm import tqdm
+ABANDONED_SECONDS = 600  # a decoding at work writes many times a second
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Delete what a killed decoding left half-written, on whichever machine it ran."""
+    for path in (*cache.glob("*.partial"), *cache.glob("*.npy")):
+        if path.suffix == ".partial" or "-" not in path.name:
+            with contextlib.suppress(FileNotFoundError):  # another one does the same
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
+
+
+def _decoded(task: str, paths: Sequence[str], columns: list[int]) -> Iterator[np.ndarray]:
+    """The images' pixels, some at a time: all cores decode, as the decoders leave Python's lock."""
 
     def decode(chunk: Sequence[str]) -> np.ndarray:
         pixels = np.empty((len(chunk), SIDE, SIDE, len(columns)), IMAGE_SETS[task].dtype)
-        for row, file in zip(pixels, chunk, strict=True):
-            np.take(read_image(file, task), columns, axis=2, out=row, mode="clip")  # "clip": straight into the row
+        for row, path in zip(pixels, chunk, strict=True):
+            np.take(read_image(path, task), columns, axis=2, out=row, mode="clip")  # "clip": straight into the row
         return pixels
 
-    chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
+    chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
     window = 4 * (os.cpu_count() or 1)  # chunks decoded ahead, so that memory stays bounded
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(files), desc="decode", unit="image", disable=None, leave=False) as progress,
+        tqdm(total=len(paths), desc="decode", unit="image", disable=None, leave=False) as progress,
     ):
         for start in range(0, len(chunks), window):
             for pixels in pool.map(decode, chunks[start : start + window]):
@@ -388,11 +306,9 @@ def _decoded(task: str, files: Sequence[str], columns: list[int]) -> Iterator[np
 
 def _kept(chunks: Iterator[np.ndarray], shape: tuple, dtype: np.dtype, stem: Path) -> Images:
     """Write the pixels to cache/ under their own hash, which is known only at the end; map them into memory."""
-    import hashlib
-
     digest = hashlib.sha256()
     unnamed = stem.with_name(f"{stem.name}.{os.getpid()}.npy")  # nobody else's, should two decode at once
-    with written_whole(unnamed) as partial, open(partial, "wb") as file:
+    with atomic_write(unnamed) as partial, open(partial, "wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         )
@@ -446,44 +362,46 @@ def band_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class EuroSATDataset:
     """A map-style data set of one list, for any `torch.utils.data.DataLoader`.
 
-    Item i is (image, label): image a float32 tensor (bands, 64, 64), scaled to [0, 1] and standardised per band with
-    the training list's statistics, label an int. Evaluation has no augmentation; training draws its random numbers
-    from (seed, epoch, image), so they do not depend on workers or order: call `set_epoch` before each epoch.
+    Item i is (image, label): image a float32 tensor (bands, 64, 64), scaled to [0, 1] and standardised per band, label an
+    int. Training draws its random numbers from (seed, epoch, image), so they do not depend on workers or order: call
+    `set_epoch` before each epoch.
 
     Args:
         task: "rgb" or "ms".
-        part: "train", "val" or "test".
+        files: as lists name them: "EuroSAT_RGB/Forest/Forest_1.jpg".
+        labels: of the files, (images,).
         bands: names, in the order wanted; all of the image set's without.
-        statistics: mean and standard deviation per band, each (bands,); taken from the training list without.
+        statistics: mean and standard deviation per band, each (bands,): the training list's, for every list. Without,
+            those of this list, which must then be the training list.
         augmentation: a name in `augment.AUGMENTATIONS`.
 
     Raises:
-        UserError: the list is missing or wrong, or a band is unknown; on access, that an image is damaged.
+        UserError: a file is missing, or a band is unknown; on access, that an image is damaged.
     """
 
     def __init__(
         self,
         task: str,
-        part: str,
+        files: Sequence[str],
+        labels: np.ndarray,
         bands: Sequence[str] | None = None,
         statistics: tuple[np.ndarray, np.ndarray] | None = None,
         augmentation: str = "none",
+        seed: int = 0,
     ) -> None:
-        split = read_split(task, part)
-        self.files, self.labels = split.files, split.labels
+        self.files, self.labels, self.seed = files, labels, seed
+        self.paths = image_paths(task, files)
         self.task, self.augmentation = task, augmentation
         self.bands = tuple(bands or IMAGE_SETS[task].bands)
         self.columns = band_indices(task, self.bands)
-        if statistics is None:
-            statistics = band_statistics(load_images(task, read_split(task, "train").files, self.bands).pixels)
-        self.mean, self.std = statistics
+        self.statistics = statistics or band_statistics(load_images(task, files, self.bands).pixels)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the random numbers of this epoch's augmentation."""
         from augment import random_numbers
 
-        self.random = random_numbers(config.SEED, epoch, len(self.files))
+        self.random = random_numbers(self.seed, epoch, len(self.files))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -493,7 +411,7 @@ class EuroSATDataset:
 
         from augment import network_input
 
-        pixels = torch.from_numpy(read_image(self.files[index], self.task)[None, :, :, self.columns])
-        mean, std = torch.from_numpy(self.mean), torch.from_numpy(self.std)
+        pixels = torch.from_numpy(read_image(self.paths[index], self.task)[None, :, :, self.columns])
+        mean, std = map(torch.from_numpy, self.statistics)
         random = torch.from_numpy(self.random[index : index + 1])
         return network_input(pixels, mean, std, self.augmentation, random)[0], int(self.labels[index])

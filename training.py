@@ -30,14 +30,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import config
 import plots
 from augment import AUGMENTATIONS, network_input, random_numbers
-from config import Setting
-from dataset import CLASSES, IMAGE_SETS, band_indices, band_statistics, list_text, load_images, read_splits, splits_hash
+from dataset import CLASSES, IMAGE_SETS, band_indices, band_statistics, load_images
+from engine.splits import list_text, read_splits, splits_hash
 from evaluation import batch_reader, environment, measure, model_path, predict, prepare, save_tensors, setting_values
-from models import FUSIONS, build_network, known_backbones, load_tensors
-from project import UserError, outputs_dir, sha256, shown, write_json, write_text
+from models import FUSIONS, build_network, fetch_weights, known_backbones, load_tensors, weights_file
+from project import Setting, UserError, config, outputs_dir, sha256, shown, write_json, write_text
 
 CHECKPOINT_SECONDS = 120  # within an epoch, about this much work is lost at most
 AGREE_EVERY = 16  # batches on GPUs after which several processes ask each other whether to save or to stop
@@ -48,13 +47,16 @@ HISTORY_HEADER = [
 ]
 
 
-def train(task: str, settings: list[Setting]) -> None:
+def train(task: str) -> None:
     """Train all settings of a task that are not finished, then write final_model.pt and selection.csv.
 
     Raises:
         UserError: a wrong setting, missing lists or weights, another training at work here, or a loss that is not a
             number.
     """
+    settings = config.settings.get(config.profile, {}).get(task)
+    if not settings:
+        raise UserError(f"config.py has no SETTINGS[{config.profile!r}][{task!r}]: nothing to train for this profile")
     check_settings(task, settings)
     with processes() as group, place_taken(outputs_dir(task), group), stop_signals() as stop:
         for setting in settings:
@@ -64,33 +66,25 @@ def train(task: str, settings: list[Setting]) -> None:
 
 
 def check_settings(task: str, settings: list[Setting]) -> None:
-    """The one place that validates settings.
+    """Hold the names in settings to what there is; their types and ranges were checked when config.py was read.
 
     Raises:
         UserError: names the setting, what is wrong and what is known.
     """
-    names = [setting.name for setting in settings]
-    if len(set(names)) < len(names) or not names:
-        raise UserError(f"the settings in config.py need different names, and at least one: {', '.join(names)}")
     for setting in settings:
         band_indices(task, setting.bands)
         groups = 1 if setting.fusion == "none" else 2
         rules = (
-            (setting.name.replace("-", "_").isidentifier(), "its name names a folder: letters, digits, - and _ only"),
             (setting.augmentation in AUGMENTATIONS, f"unknown augmentation; known: {', '.join(AUGMENTATIONS)}"),
             (setting.fusion in FUSIONS, f"unknown fusion; known: {', '.join(FUSIONS)}"),
             ([len(group) for group in setting.band_groups] == [3] * groups, f"takes {groups} group(s) of three bands"),
             (setting.backbone in known_backbones(), f"unknown backbone; known: {', '.join(known_backbones())}"),
-            (setting.epochs >= 1, "epochs must be at least 1"),
-            (setting.batch_size >= 2, "batch_size must be at least 2"),
-            (32 <= setting.image_size <= 1024, "image_size must be from 32 to 1024"),
-            (setting.learning_rate > 0, "learning_rate must be positive"),
-            (0 <= setting.warmup < 1, "warmup must be from 0 up to, not including, 1"),
-            (setting.early_convolutions >= 1, "early_convolutions must be at least 1"),
         )
         for kept, rule in rules:
             if not kept:
                 raise UserError(f"the setting {setting.name!r} in config.py: {rule}")
+        if setting.weights is not None:
+            weights_file(setting.backbone, setting.weights)
 
 
 # Processes, the place, signals -----------------------------------------------------------------------------------
@@ -140,11 +134,15 @@ def place_taken(folder: Path, group: Group):
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
             raise UserError(
                 f"{shown(folder)} is being trained by {lock.read().strip()}; wait for it or stop it"
             ) from None
+        except OSError as error:  # not every file system of a cluster has locks
+            print(
+                f"note: {shown(folder)} cannot be locked ({error.strerror}): do not start this training twice at once"
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -206,13 +204,13 @@ def train_setting(task: str, setting: Setting, group: Group, stop: Stop) -> None
     folder = outputs_dir(task) / setting.name
     data = load_data(task, setting, group)
     check_batches(setting, len(data.train_labels), group)
-    torch.manual_seed(config.SEED)
+    torch.manual_seed(config.seed)
     network = build_network(setting, setting.weights)
     identity = identify(task, setting, data, network)
     last = claim_folder(folder, identity, group)
     network = network.to(group.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
-    progress, precision = Progress(), choose_precision(setting, group.device)
+    progress, precision = Progress(), choose_precision(group.device)
     if last:
         progress, precision = restore(folder / "last.pt", last, network, optimizer)
     if progress.epoch == setting.epochs:
@@ -286,11 +284,16 @@ def identify(task: str, setting: Setting, data: Data, network: nn.Module) -> dic
     initial = sha256(*(tensor.numpy().tobytes() for tensor in network.state_dict().values()))
     return {
         "task": task,
-        "seed": config.SEED,
+        "seed": config.seed,
         **setting_values(setting),
         **data.hashes,
         "initial_network_sha256": initial,
     }
+
+
+def run_hash(identity: dict) -> str:
+    """Tells runs apart in what is left of them: the curves, selection.csv, the final model."""
+    return sha256(json.dumps(identity, sort_keys=True).encode())[:16]
 
 
 def claim_folder(folder: Path, identity: dict, group: Group) -> dict | None:
@@ -356,20 +359,9 @@ def restore(path: Path, last: dict, network: nn.Module, optimizer: torch.optim.O
     return progress, precision
 
 
-def choose_precision(setting: Setting, device: torch.device) -> str:
-    """bf16 autocast where it pays, as measured: on GPUs; on CPUs with bfloat16 dot products from 128 pixels on."""
-    if device.type == "cuda":
-        return "bfloat16"
-    fast = "avx512_bf16" in _processor_flags()
-    return "bfloat16" if fast and setting.image_size >= 128 else "float32"
-
-
-def _processor_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
+def choose_precision(device: torch.device) -> str:
+    """bf16 autocast on GPUs, float32 on a CPU."""
+    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 def announce(group: Group, text: str) -> None:
@@ -411,14 +403,14 @@ class Run:
 
     def batches(self) -> list[np.ndarray]:
         """This epoch's order, cut into nearly equal batches: no last one with a single image."""
-        order = np.random.default_rng((config.SEED, self.progress.epoch, 1)).permutation(len(self.labels))
+        order = np.random.default_rng((config.seed, self.progress.epoch, 1)).permutation(len(self.labels))
         return np.array_split(order, math.ceil(len(order) / self.setting.batch_size))
 
     def train_epoch(self) -> None:
         """Every image once, from the batch at hand to the last."""
         progress, setting, device = self.progress, self.setting, self.group.device
         batches = self.batches()
-        random = torch.from_numpy(random_numbers(config.SEED, progress.epoch, len(self.labels))).to(device)
+        random = torch.from_numpy(random_numbers(config.seed, progress.epoch, len(self.labels))).to(device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # on the device: reading it would wait for it
         correct = torch.zeros((), dtype=torch.int64, device=device)
         self.network.train()
@@ -504,7 +496,8 @@ class Run:
                 save_tensors(folder / "best.pt", {"epoch": row["epoch"], "network": self.network.state_dict()})
             write_history(folder / "history.csv", progress.history)
             if progress.epoch == setting.epochs:  # not before: drawing takes as long as 80 images
-                plots.val_curves(folder / "val_curves.png", setting.name, progress.history, self.identity["task"])
+                path, task = folder / "val_curves.png", self.identity["task"]
+                plots.val_curves(path, setting.name, progress.history, task, source=run_hash(self.identity))
         self.save()
         stopping, _ = self._agreed_wishes()
         if stopping:
@@ -585,7 +578,7 @@ class Run:
 
 
 def _batch_seed(*parts: int) -> int:
-    return int(np.random.SeedSequence((config.SEED, *parts)).generate_state(1)[0])
+    return int(np.random.SeedSequence((config.seed, *parts)).generate_state(1)[0])
 
 
 def best_of(row: dict) -> dict:
@@ -609,6 +602,14 @@ def write_history(path: Path, history: list[dict]) -> None:
 # The best of all settings ----------------------------------------------------------------------------------------
 
 
+def initial_weights_of(setting: Setting) -> dict[str, str] | None:
+    """Where the initial weights came from, and the SHA-256 of their file; None for random ones."""
+    if setting.weights is None:
+        return None
+    file = weights_file(setting.backbone, setting.weights)
+    return {"origin": file.origin, "sha256": sha256(fetch_weights(file).read_bytes())}
+
+
 def keep_best(task: str, settings: list[Setting]) -> None:
     """Write the best epoch of the best setting, by val, as final_model.pt, and how all did as selection.csv."""
     runs = [(setting, load_tensors(outputs_dir(task) / setting.name / "last.pt")) for setting in settings]
@@ -621,11 +622,15 @@ def keep_best(task: str, settings: list[Setting]) -> None:
             f"{shown(folder)}: best.pt and last.pt are of different runs; delete the folder and train again"
         )
     row = progress["history"][best["epoch"] - 1]
-    pixels = load_images(task, read_splits(task)["train"].files, setting.bands).pixels
+    splits = read_splits(task)
+    pixels = load_images(task, splits["train"].files, setting.bands).pixels
     mean, std = (torch.from_numpy(values) for values in band_statistics(pixels))
     content = {
         "task": task,
+        "run": run_hash(last["identity"]),
+        "runs": {other.name: run_hash(checkpoint["identity"]) for other, checkpoint in runs},
         "setting": setting_values(setting),
+        "initial_weights": initial_weights_of(setting),
         "classes": list(CLASSES),
         "bands": list(setting.bands),
         "mean": mean,
@@ -635,6 +640,7 @@ def keep_best(task: str, settings: list[Setting]) -> None:
         "val": {key: value for key, value in row.items() if key.startswith("val_")},
         "seed": last["identity"]["seed"],
         "splits_sha256": last["identity"]["splits_sha256"],
+        "images": {part: len(split.files) for part, split in splits.items()},
         "versions": last["versions"],
     }
     save_tensors(model_path(task), content, keep_former=True)
@@ -648,6 +654,7 @@ def keep_best(task: str, settings: list[Setting]) -> None:
         "fusion",
         "bands",
         "seconds",
+        "run",
     ]
     rows = []
     for other, checkpoint in runs:
@@ -658,6 +665,7 @@ def keep_best(task: str, settings: list[Setting]) -> None:
                 *(state["best"][key] for key in ("epoch", "val_accuracy", "val_mean_tpr")),
                 *(other.augmentation, other.fusion, " ".join(other.bands)),
                 round(sum(epoch["seconds"] for epoch in state["history"]), 1),
+                run_hash(checkpoint["identity"]),
             ]
         )
     write_text(outputs_dir(task) / "selection.csv", list_text(header, rows), keep_former=True)

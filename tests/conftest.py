@@ -1,4 +1,4 @@
-"""A small generated data set, and scripts run as a user runs them: `python file.py` in a process of its own."""
+"""A few real images, and scripts run as a user runs them: `python file.py` in a process of its own."""
 
 import dataclasses
 import hashlib
@@ -10,30 +10,31 @@ import sys
 import tempfile
 from pathlib import Path
 
+# The tests share two cores between two workers; more threads each only wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # one list of fonts for all project roots
+
 import pytest
 import torch
 
 CODE = Path(__file__).parent.parent
 sys.path.insert(0, str(CODE))
 
-import config  # noqa: E402
+import models  # noqa: E402
+import training  # noqa: E402
+from project import CLASSES, config  # noqa: E402
 
-# The tests share two cores between two workers; more threads each only wait for one another.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # one list of fonts for all project roots
 IMAGES_PER_CLASS = 10
 OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}  # to try the network fails at once
 # Settings that train in seconds: what is tested is the machinery, not the accuracy.
 SMALL_SETTINGS = """
 import os
-from config import Setting, RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED
-import config
+from project import Setting, config
 small = dict(weights=None, backbone="mobilenet_v3_small", image_size=32, batch_size=16)
-config.RGB_SETTINGS = [
-    Setting("first", "mild", epochs=2, **small), Setting("second", "strong", epochs=2, **small)
-]
-groups = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)
-config.MS_SETTINGS = [Setting("late", "strong", epochs=1, band_groups=groups, fusion="concat", **small)]
+groups = (("B04", "B03", "B02"), ("B08", "B11", "B12"))
+for of_tasks in config.settings.values():
+    of_tasks["rgb"] = [Setting("first", "mild", epochs=2, **small), Setting("second", "strong", epochs=2, **small)]
+    of_tasks["ms"] = [Setting("late", "strong", epochs=1, band_groups=groups, fusion="concat", **small)]
 exec(os.environ.get("TEST_CONFIG", ""))
 """
 # Writes down what a script changes outside the project root and each address that it looks up or connects to.
@@ -55,13 +56,31 @@ sys.addaudithook(watch)
 """
 
 
+# The sample's patches of which both files are there: {class: ["Forest_1432", …]}.
+NAMES = {name: sorted(path.stem for path in (CODE / "sample/EuroSAT_MS" / name).iterdir()) for name in CLASSES}
+
+
+def jpeg(class_name: str, index: int = 0) -> str:
+    """One of them, from the data set root on."""
+    return f"EuroSAT_RGB/{class_name}/{NAMES[class_name][index]}.jpg"
+
+
+def tif(class_name: str, index: int = 0) -> str:
+    return f"EuroSAT_MS/{class_name}/{NAMES[class_name][index]}.tif"
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory) -> Path:
-    """A data set root with generated images, read-only; not to be changed."""
-    from make_sample import make_sample
-
+    """A data set root with ten real images per class in both sets, read-only; not to be changed."""
     folder = tmp_path_factory.mktemp("sample")
-    make_sample(folder, IMAGES_PER_CLASS, seed=1)
+    for kind, suffix in (("EuroSAT_RGB", "jpg"), ("EuroSAT_MS", "tif")):
+        for class_name, names in NAMES.items():
+            (folder / kind / class_name).mkdir(parents=True)
+            for name in names:
+                shutil.copyfile(
+                    CODE / "sample" / kind / class_name / f"{name}.{suffix}",
+                    folder / kind / class_name / f"{name}.{suffix}",
+                )
     for path in folder.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
     folder.chmod(0o555)
@@ -82,10 +101,13 @@ def project(tmp_path, sample, monkeypatch) -> Path:
     """A project root of its own, in this process: profile demo, small settings, the sample as data set root."""
     root = tmp_path / "project"
     root.mkdir()
-    for name in [name for name in vars(config) if name.isupper()]:
-        monkeypatch.setattr(config, name, getattr(config, name))  # put back afterwards, whatever a test sets
+    for field in dataclasses.fields(config):
+        monkeypatch.setattr(
+            config, field.name, getattr(config, field.name)
+        )  # put back afterwards, whatever a test sets
+    config.settings = {profile: dict(of_tasks) for profile, of_tasks in config.settings.items()}
     exec(SMALL_SETTINGS, {})
-    config.PROJECT_ROOT, config.DATASET_ROOT, config.PROFILE = root, sample, "demo"
+    config.project_root, config.dataset_root, config.profile = root, sample, "demo"
     return root
 
 
@@ -132,7 +154,7 @@ class Here:
 def one_line(script: str, status: int, out: str, err: str) -> str:
     lines = [line for line in err.splitlines() if not line.startswith("note:")]
     assert status == 2 and len(lines) == 1, f"{script}: status {status}\n{out}\n{err}"
-    assert lines[0].startswith(f"{script}: "), lines
+    assert lines[0].startswith(f"{Path(script).name}: "), lines
     return lines[0]
 
 
@@ -235,13 +257,13 @@ class Place:
 
     def own_sample(self):
         """A copy of the data set that may be damaged; the image files are links, to be replaced rather than changed."""
-        if self.sample == config.DATASET_ROOT:
-            config.DATASET_ROOT = self.root.parent / "own sample ü"
-            shutil.copytree(self.sample, config.DATASET_ROOT, copy_function=os.link)
-            for path in [config.DATASET_ROOT, *config.DATASET_ROOT.rglob("*")]:
+        if self.sample == config.dataset_root:
+            config.dataset_root = self.root.parent / "own sample ü"
+            shutil.copytree(self.sample, config.dataset_root, copy_function=os.link)
+            for path in [config.dataset_root, *config.dataset_root.rglob("*")]:
                 if path.is_dir():
                     path.chmod(0o755)
-        return config.DATASET_ROOT
+        return config.dataset_root
 
     def images(self, task, name):
         return self.own_sample() / {"rgb": "EuroSAT_RGB", "ms": "EuroSAT_MS"}[task] / name
@@ -272,13 +294,21 @@ class Place:
         return "predict_test.py rgb"
 
     def settings(self, task, **changes):
-        kind = f"{task.upper()}_SETTINGS"
-        setattr(config, kind, [dataclasses.replace(getattr(config, kind)[0], **changes)])
+        own = config.settings["demo"]
+        own[task] = [dataclasses.replace(own[task][0], **changes)]
         return f"train_{task}.py"
 
     def pretrained(self, content):
-        (self.root / "pretrained").mkdir(exist_ok=True)
-        torch.save(content, self.root / "pretrained/mobilenet_v3_small.pth")
+        """A file of initial weights for mobilenet_v3_small, as if it were torchvision's own."""
+        path = self.root / "pretrained" / "stand-in.pth"
+        path.parent.mkdir(exist_ok=True)
+        torch.save(content, path)
+        self.weights_are(path)
+
+    def weights_are(self, path):
+        file = models.WeightsFile("a stand-in", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        self.monkeypatch.setattr(models, "weights_file", lambda backbone, weights: file)
+        self.monkeypatch.setattr(training, "weights_file", lambda backbone, weights: file)
 
 
 def unlinked(path):

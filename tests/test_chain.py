@@ -11,8 +11,8 @@ import torch
 from conftest import CODE, state_of, unlinked
 from sklearn.metrics import accuracy_score, recall_score
 
-import config
 from dataset import CLASSES
+from project import config
 
 SCRIPTS = sorted(path.name for path in CODE.glob("*.py") if "__main__" in path.read_text())
 
@@ -24,10 +24,10 @@ def test_every_script_names_what_it_wrote_and_the_next_command(trained):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_says_what_is_read_and_written(user, script):
-    output = user.run(script, "--help")
+def test_help_says_what_is_read_and_written(here, script):
+    output = here.run(script, "--help")
     assert "writes" in output and len(output.splitlines()) < 40
-    assert user.run(script, "--sed", status=2).count("unrecognized arguments") == 1
+    assert here.run(script, "--sed", status=2).count("unrecognized arguments") == 1
 
 
 def test_test_metrics_are_those_of_the_saved_logits(trained):
@@ -122,7 +122,7 @@ def test_save_keeps_the_former_reference(place):
 
 
 def test_a_model_of_other_lists_does_not_see_the_test_list(trained_copy):
-    trained_copy.run("split_data.py", "--overwrite", TEST_CONFIG="config.SEED = 99")
+    trained_copy.run("split_data.py", "--overwrite", TEST_CONFIG="config.split_seed = 99")
     assert "was trained with other lists" in trained_copy.refused("predict_test.py", "rgb")
 
 
@@ -145,7 +145,7 @@ def test_ranking(trained):
 
 def test_report(trained):
     pdf = pypdf.PdfReader(trained.root / "report/report-demo.pdf")
-    text = "\n".join(page.extract_text() for page in pdf.pages)
+    text = " ".join(" ".join(page.extract_text() for page in pdf.pages).split())
     accuracy = json.loads((trained.root / "outputs/demo/ms/test_metrics.json").read_text())["accuracy"]
     assert len(pdf.pages) <= 3
     for needed in (
@@ -154,7 +154,9 @@ def test_report(trained):
         "predict_test.py",
         "reproduce.py",
         f"{100 * accuracy:.1f}".rstrip("0").rstrip("."),
-        "stand-in",
+        "right. So few say little",
+        "639 pairs of EuroSAT patches show the same ground",
+        "174 of them",
     ):
         assert needed in text, needed
     assert "Missing here" not in text
@@ -163,25 +165,108 @@ def test_report(trained):
 def test_report_names_what_is_missing_and_the_team(trained_copy):
     (trained_copy.root / "outputs/demo/ms/ranking.png").unlink()
     (trained_copy.root / "outputs/demo/rgb/test_metrics.json").unlink()
-    team = "config.TEAM = [('Ada Lovelace', 3141592)]"
+    team = "config.team = [('Ada Lovelace', 3141592)]"
     output = trained_copy.run("make_report.py", TEST_CONFIG=team)
-    assert "missing: outputs/demo/ms/ranking.png" in output and "missing: outputs/demo/rgb/test_metrics.json" in output
-    text = pypdf.PdfReader(trained_copy.root / "report/report-demo.pdf").pages[0].extract_text()
-    assert (
-        "Missing here: outputs/demo/rgb/test_metrics.json" in text.replace("\n", " ")
-        and "Ada Lovelace (3141592)" in text
-    )
+    assert "missing: outputs/demo/ms/ranking.png" in output
+    assert "missing: test results of the present outputs/demo/rgb/final_model.pt: there is no reference" in output
+    text = pypdf.PdfReader(trained_copy.root / "report/report-demo.pdf").pages[0].extract_text().replace("\n", " ")
+    assert "Missing here: test results of the present" in text and "Ada Lovelace (3141592)" in text
 
 
 def test_old_test_results_are_not_reported_for_a_new_model(place):
     change_the_model(place)
     assert "missing: test results of the present" in place.here.run("make_report.py")
-    assert "is of another model" in place.here.refused("rank_images.py", "rgb")
+    assert "they are of another model" in place.here.refused("rank_images.py", "rgb")
+
+
+def text_of_report(place) -> str:
+    pages = pypdf.PdfReader(place.root / "report/report-demo.pdf").pages
+    return " ".join(page.extract_text().replace("\n", " ") for page in pages)
+
+
+def test_figures_edited_by_hand_are_neither_reproduced_nor_reported(place):
+    path = place.output("test_metrics.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "accuracy": 0.9999}))
+    output = place.here.run("reproduce.py", "rgb", status=1)
+    assert "NOT REPRODUCED: test_metrics.json has another accuracy than the saved logits give" in output
+    assert "missing: test results of the present outputs/demo/rgb/final_model.pt" in place.here.run("make_report.py")
+    assert "99.99" not in text_of_report(place)
+
+
+def old_ranking(place):
+    """ranking.png of the present results"""
+    swap(place, "ranking.png")
+
+
+def old_confusion_matrix(place):
+    """confusion_matrix.png of the present results"""
+    swap(place, "confusion_matrix.png")
+
+
+def old_curves(place):
+    """first/val_curves.png of the present results"""
+    swap(place, "first/val_curves.png", "second/val_curves.png")
+
+
+def damaged_figure(place):
+    """ranking.png of the present results (it is of others, or no figure)"""
+    place.output("ranking.png").write_bytes(b"no figure")
+
+
+def old_selection(place):
+    """selection.csv of the present model (it is of other runs)"""
+    path = place.output("selection.csv")
+    run = next(csv.DictReader(path.open()))["run"]
+    path.write_text(path.read_text().replace(run, "0123456789abcdef"))
+
+
+def other_lists(place):
+    """the lists that outputs/demo/rgb/final_model.pt was trained with (those in splits/ are others)"""
+    place.edit("rgb", "train", lambda lines: lines[:-1])
+
+
+def swap(place, name, other=None):
+    """Put another result's figure in the place of one."""
+    figure = place.root / "outputs/demo" / (f"rgb/{other}" if other else f"ms/{name}")
+    place.output(name).write_bytes(figure.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "change", [old_ranking, old_confusion_matrix, old_curves, damaged_figure, old_selection, other_lists]
+)
+def test_the_report_shows_nothing_of_another_run(place, change):
+    change(place)
+    output = place.here.run("make_report.py")
+    assert output.count("missing: ") == 1 and change.__doc__ in output
+    assert f"Missing here: {output.partition('missing: ')[2].splitlines()[0]}"[:60] in text_of_report(place)
+    assert "60 / 20 / 20" in text_of_report(place)  # the model's own lists, whatever lies in splits/ now
+
+
+def test_the_report_says_which_seed_the_models_were_trained_with(place):
+    config.team, config.seed = [("Ada Lovelace", 3141592)], 3141592
+    output = place.here.run("make_report.py")
+    told = "Trained with another seed than the team's, 3141592 (RGB: 20190702, multispectral: 20190702)"
+    assert told in output and told in text_of_report(place) and "seed 20190702" in text_of_report(place)
+
+
+def test_letters_that_the_report_has_not_are_told(place):
+    config.team = [("Ζωή Émilie Łukasiewicz-Петрова", 1)]
+    assert "font lacks" not in place.here.run("make_report.py")
+    config.team = [("王小明", 1), ("محمد", 2)]
+    assert "The report's font lacks 6 of the team's letters" in place.here.run("make_report.py")
+    assert "font lacks 6" in text_of_report(place)
+
+
+def test_output_that_is_closed_is_no_verdict(trained):
+    """`reproduce.py | head -1` ended with 1 once, as NOT REPRODUCED does."""
+    process = trained.start("reproduce.py", "rgb")
+    process.stdout.close()
+    assert process.wait(timeout=100) == 141 and process.stderr.read() == ""
 
 
 def test_one_task_works_without_the_other(here, own_sample):
     shutil.rmtree(own_sample / "EuroSAT_MS")
-    config.DATASET_ROOT = own_sample
+    config.dataset_root = own_sample
     assert "no lists for ms" in here.run("split_data.py")
     for script in (
         "verify_splits.py",

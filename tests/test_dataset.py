@@ -1,78 +1,86 @@
 """Images become what a network sees: the right bands, the same tensors on both ways, augmentation by image."""
 
+import hashlib
 import multiprocessing
 import os
+import shutil
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from conftest import jpeg, tif
 from PIL import Image
 from tifffile import imwrite
 from torch.utils.data import DataLoader
 
 import benchmark
-import config
 import dataset
 import evaluation
 from augment import AUGMENTATIONS, RANDOM_NUMBERS, network_input, random_numbers
-from dataset import CLASSES, MS_BANDS, EuroSATDataset, band_statistics, load_images, read_image, read_split
-from project import UserError
-from split_data import find_image_sets, make_lists, make_record, write_lists
+from dataset import CLASSES, MS_BANDS, EuroSATDataset, band_statistics, load_images, read_image
+from engine.splits import read_split
+from project import UserError, config
+
+RED_GREEN_BLUE = ("B04", "B03", "B02")
 
 
 @pytest.fixture
-def lists(project):
-    found = find_image_sets()
-    write_lists(make_lists(found, config.SEED, None, False), make_record(found, config.SEED))
+def lists(here):
+    here.run("split_data.py")
+
+
+def dataset_of(task, part, bands=None, augmentation="none") -> EuroSATDataset:
+    train, split = read_split(task, "train"), read_split(task, part)
+    statistics = EuroSATDataset(task, train.files, train.labels, bands).statistics
+    return EuroSATDataset(task, split.files, split.labels, bands, statistics, augmentation)
 
 
 def test_bands_are_addressed_by_name(project, own_sample, monkeypatch):
     """A tif whose bands hold their index: B8A is the last, B10 the tenth of the file."""
-    monkeypatch.setattr(config, "DATASET_ROOT", own_sample)
+    monkeypatch.setattr(config, "dataset_root", own_sample)
     pixels = np.broadcast_to(np.arange(13, dtype=np.uint16), (64, 64, 13))
-    imwrite(own_sample / "index.tif", pixels, photometric="minisblack", planarconfig="contig")
+    imwrite(own_sample / tif("Forest"), pixels, photometric="minisblack", planarconfig="contig")
     bands = ("B8A", "B04", "B08", "B10", "B11", "B01")
-    images = load_images("ms", ["index.tif"], bands)
+    images = load_images("ms", [tif("Forest")], bands)
     assert images.pixels[0, 5, 7].tolist() == [12, 3, 7, 9, 10, 0]
     with pytest.raises(UserError, match=r"unknown band 'B8' of the multispectral set; known: B01, .*, B8A"):
-        load_images("ms", ["index.tif"], ["B8"])
+        load_images("ms", [tif("Forest")], ["B8"])
 
 
 def test_bands_are_physically_right(project, sample):
     """As in the originals: B10 (cirrus) near 10; B8A over forest near B08, far above red."""
-    forest = read_image("EuroSAT_MS/Forest/Forest_1.tif", "ms").astype(float).mean((0, 1))
+    forest = read_image(f"{sample}/{tif('Forest')}", "ms").astype(float).mean((0, 1))
     band = dict(zip(MS_BANDS, forest, strict=True))
     assert band["B10"] < 50 and abs(band["B8A"] / band["B08"] - 1) < 0.2 and band["B8A"] > 3 * band["B04"]
 
 
 @pytest.mark.parametrize("options", [{"compression": "deflate"}, {"planarconfig": "separate"}, {"rowsperstrip": 4}])
-def test_any_encoding_of_a_tif_gives_the_same_pixels(project, own_sample, monkeypatch, options):
-    monkeypatch.setattr(config, "DATASET_ROOT", own_sample)
+def test_any_encoding_of_a_tif_gives_the_same_pixels(tmp_path, options):
     pixels = np.random.default_rng(0).integers(0, 65536, (64, 64, 13), dtype=np.uint16)
     stored = pixels.transpose(2, 0, 1) if options.get("planarconfig") == "separate" else pixels
     options = {"planarconfig": "contig", **options}
-    imwrite(own_sample / "x.tif", stored, photometric="minisblack", **options)
-    assert (read_image("x.tif", "ms") == pixels).all()
+    imwrite(tmp_path / "x.tif", stored, photometric="minisblack", **options)
+    assert (read_image(str(tmp_path / "x.tif"), "ms") == pixels).all()
 
 
 def test_jpeg_pixels_are_those_of_pillow(project, sample):
     for path in sorted((sample / "EuroSAT_RGB").rglob("*.jpg"))[::7]:
-        assert (read_image(str(path.relative_to(sample)), "rgb") == np.asarray(Image.open(path))).all()
+        assert (read_image(str(path), "rgb") == np.asarray(Image.open(path))).all()
 
 
 @pytest.mark.parametrize("task", ["rgb", "ms"])
 def test_both_ways_give_the_same_tensors(lists, task):
     """The data set in a DataLoader with workers, twice, in any batch; and the batch way: bit for bit."""
     bands = ("B04", "B03", "B02") if task == "rgb" else ("B04", "B03", "B02", "B8A", "B11", "B12")
-    data = EuroSATDataset(task, "val", bands)
+    data = dataset_of(task, "val", bands)
     one_by_one = torch.stack([data[i][0] for i in range(len(data))])
     batches = list(DataLoader(data, batch_size=7, num_workers=2))
     assert torch.equal(one_by_one, torch.cat([images for images, _ in batches]))
     assert torch.cat([labels for _, labels in batches]).tolist() == data.labels.tolist()
     pixels = torch.from_numpy(np.array(load_images(task, data.files, bands).pixels))
     random = torch.empty(len(pixels), RANDOM_NUMBERS)
-    mean, std = torch.from_numpy(data.mean), torch.from_numpy(data.std)
+    mean, std = map(torch.from_numpy, data.statistics)
     whole = network_input(pixels, mean, std, "none", random)
     assert torch.equal(one_by_one, whole) and whole.is_contiguous(memory_format=torch.channels_last)
     assert whole.dtype == torch.float32 and whole.shape == (20, len(bands), 64, 64)
@@ -83,7 +91,7 @@ def test_scaling_to_0_1_and_standardising(lists):
     mean, std = band_statistics(train)
     values = train.reshape(-1, 2) / 65535
     assert np.allclose(mean, values.mean(0), rtol=1e-5) and np.allclose(std, values.std(0), rtol=1e-4)
-    images = torch.stack([image for image, _ in EuroSATDataset("ms", "train", ("B04", "B10"))])
+    images = torch.stack([image for image, _ in dataset_of("ms", "train", ("B04", "B10"))])
     assert images.mean((0, 2, 3)).abs().max() < 1e-3 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
 
@@ -94,7 +102,7 @@ def test_a_constant_band_stays_finite():
 
 @pytest.mark.parametrize("augmentation", ["mild", "strong"])
 def test_augmentation_depends_on_seed_epoch_and_image_alone(lists, augmentation):
-    data = EuroSATDataset("rgb", "train", augmentation=augmentation)
+    data = dataset_of("rgb", "train", augmentation=augmentation)
     data.set_epoch(3)
     whole = torch.stack([data[i][0] for i in range(len(data))])
     shuffled = [5, 0, 59, 17]
@@ -123,27 +131,27 @@ def test_mild_mirrors_and_strong_does_more():
 
 
 def test_evaluation_has_no_augmentation(lists):
-    data = EuroSATDataset("rgb", "test")
+    data = dataset_of("rgb", "test")
     first = data[3][0]
     data.set_epoch(9)
     assert torch.equal(data[3][0], first)
 
 
 def test_cache_is_valid_for_exactly_these_files(project, own_sample, monkeypatch):
-    monkeypatch.setattr(config, "DATASET_ROOT", own_sample)
-    files = [f"EuroSAT_RGB/Forest/Forest_{n}.jpg" for n in (1, 2, 3)]
+    monkeypatch.setattr(config, "dataset_root", own_sample)
+    files = [jpeg("Forest", n) for n in (1, 2, 3)]
     first = load_images("rgb", files, ("B04", "B03", "B02"))
     assert isinstance(first.pixels, np.memmap)
     decoded = []
     real = dataset.read_image
-    monkeypatch.setattr(dataset, "read_image", lambda file, task: decoded.append(file) or real(file, task))
+    monkeypatch.setattr(dataset, "read_image", lambda path, task: decoded.append(path) or real(path, task))
     again = load_images("rgb", files, ("B04", "B03", "B02"))
     assert not decoded and again.sha256 == first.sha256 and (again.pixels == first.pixels).all()
     load_images("rgb", files[:2], ("B04", "B03", "B02"))
     assert len(decoded) == 2
     reversed_bands = load_images("rgb", files, ("B02", "B03", "B04"))
     assert len(decoded) == 5 and (reversed_bands.pixels[..., ::-1] == first.pixels).all()
-    (own_sample / files[0]).write_bytes((own_sample / "EuroSAT_RGB/River/River_1.jpg").read_bytes())
+    (own_sample / files[0]).write_bytes((own_sample / jpeg("River")).read_bytes())
     changed = load_images("rgb", files, ("B04", "B03", "B02"))
     assert changed.sha256 != first.sha256 and (changed.pixels[0] != first.pixels[0]).any()
     for size in (1000, 0):
@@ -152,32 +160,69 @@ def test_cache_is_valid_for_exactly_these_files(project, own_sample, monkeypatch
         assert load_images("rgb", files, ("B04", "B03", "B02")).sha256 == changed.sha256
 
 
+def test_a_cache_damaged_in_its_middle_is_not_used(project):
+    files = [jpeg("Forest", n) for n in (1, 2, 3)]
+    first = load_images("rgb", files, RED_GREEN_BLUE)
+    (path,) = (project / "cache").glob("*.npy")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    again = load_images("rgb", files, RED_GREEN_BLUE)
+    assert again.sha256 == first.sha256 == hashlib.sha256(again.pixels.tobytes()).hexdigest()
+
+
+def test_an_image_replaced_by_another_of_its_size_and_time_is_noticed(project, own_sample):
+    config.dataset_root = own_sample
+    first, other = own_sample / jpeg("Forest"), own_sample / jpeg("River")
+    times = first.stat().st_mtime_ns
+    size = max(first.stat().st_size, other.stat().st_size)
+    for path in (first, other):  # bytes behind the end of a JPEG are ignored
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, ns=(times, times))
+    before = load_images("rgb", [jpeg("Forest")], RED_GREEN_BLUE)
+    shutil.copy2(other, first)
+    assert first.stat().st_mtime_ns == times and first.stat().st_size == size
+    assert load_images("rgb", [jpeg("Forest")], RED_GREEN_BLUE).sha256 != before.sha256
+
+
+def test_what_a_killed_decoding_left_is_removed_and_what_one_at_work_writes_is_not(project):
+    cache = project / "cache"
+    cache.mkdir()
+    old = [cache / "0123.77.npy.77.partial", cache / "0123.78.npy"]
+    young = cache / "4567.79.npy.79.partial"
+    for path in (*old, young):
+        path.write_bytes(b"half")
+    for path in old:
+        os.utime(path, (0, 0))
+    load_images("rgb", [jpeg("Forest")], RED_GREEN_BLUE)
+    assert not any(path.exists() for path in old) and young.exists() and len(list(cache.iterdir())) == 2
+
+
 @pytest.mark.parametrize("moment", [1, 2])
 def test_two_that_decode_at_once_both_get_the_pixels(project, monkeypatch, moment):
     """Another process decodes the same just before this one renames what it wrote, for the first or second time."""
-    files = [f"EuroSAT_RGB/Forest/Forest_{n}.jpg" for n in (1, 2, 3)]
+    files = [jpeg("Forest", n) for n in (1, 2, 3)]
     real, renamings, found = os.replace, [], []
 
     def replace(source, target):
         renamings.append(target)
         if len(renamings) == moment:
             with multiprocessing.get_context("fork").Pool(1) as other:
-                found.append(other.apply(load_images, ("rgb", files, config.RED_GREEN_BLUE)))
+                found.append(other.apply(load_images, ("rgb", files, RED_GREEN_BLUE)))
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    own = load_images("rgb", files, config.RED_GREEN_BLUE)
+    own = load_images("rgb", files, RED_GREEN_BLUE)
     assert found[0].sha256 == own.sha256 and (found[0].pixels == own.pixels).all()
     assert len(list((project / "cache").iterdir())) == 1
 
 
-def test_a_giant_tif_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "DATASET_ROOT", tmp_path)
+def test_a_giant_tif_is_refused_before_it_is_unpacked(tmp_path):
     giant = np.zeros((3000, 3000, 13), np.uint16)  # 234 MB
     imwrite(tmp_path / "x.tif", giant, photometric="minisblack", planarconfig="contig", compression="zstd")
     tracemalloc.start()
     with pytest.raises(UserError, match="is uint16 of shape .3000, 3000, 13. instead of uint16 .64, 64, 13."):
-        read_image("x.tif", "ms")
+        read_image(str(tmp_path / "x.tif"), "ms")
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 10e6

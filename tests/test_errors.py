@@ -1,5 +1,6 @@
 """A user's mistake ends in one line that says what, where and what to do, with status 2, and leaves all as it was."""
 
+import json
 import os
 import pickle
 import shutil
@@ -7,13 +8,12 @@ import subprocess
 
 import pytest
 import torch
-from conftest import CODE, files_below, unlinked
+from conftest import CODE, files_below, jpeg, tif, unlinked
 from PIL import Image
 from tifffile import imwrite
 
-import config
 from dataset import read_image
-from project import UserError, written_whole
+from project import UserError, atomic_write, config
 
 
 class Cases:
@@ -23,17 +23,34 @@ class Cases:
 
     def root_missing(place):
         """is not there; set DATASET_ROOT in config.py (or EUROSAT_DATASET_ROOT)"""
-        config.DATASET_ROOT = place.root / "nowhere"
+        config.dataset_root = place.root / "nowhere"
         return "split_data.py"
 
     def root_a_file(place):
         """is not a folder; set DATASET_ROOT"""
-        config.DATASET_ROOT = CODE / "config.py"
+        config.dataset_root = CODE / "config.py"
+        return "split_data.py"
+
+    def root_below_an_unreadable_folder(place):
+        """Permission denied; check its permissions"""
+        real = os.stat
+
+        def refuse(path, *arguments, **keywords):
+            if str(path) == str(config.dataset_root):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *arguments, **keywords)
+
+        place.monkeypatch.setattr(os, "stat", refuse)
+        return "split_data.py"
+
+    def root_over_long(place):
+        """File name too long; check its permissions, or set DATASET_ROOT"""
+        config.dataset_root = place.root / ("x" * 5000)
         return "split_data.py"
 
     def root_empty(place):
         """no EuroSAT images below"""
-        config.DATASET_ROOT = place.root / "splits"
+        config.dataset_root = place.root / "splits"
         return "split_data.py"
 
     def root_unreadable(place):
@@ -54,21 +71,21 @@ class Cases:
         return "split_data.py"
 
     def class_too_small(place):
-        """each class needs at least 4"""
+        """too few RGB images of Forest: none is left for train; unpack more"""
         for path in sorted(place.images("rgb", "Forest").iterdir())[1:]:
             path.unlink()
         return "split_data.py --overwrite"
 
     def a_patch_twice(place):
         """are of the same patch"""
-        folder = place.images("rgb", "Forest")
-        shutil.copy(folder / "Forest_1.jpg", folder / "Forest_1.JPEG")
+        path = place.own_sample() / jpeg("Forest")
+        shutil.copy(path, path.with_suffix(".JPEG"))
         return "split_data.py"
 
     def a_line_break_in_a_name(place):
         """characters that no list can hold"""
-        folder = place.images("rgb", "Forest")
-        (folder / "Forest_1.jpg").rename(folder / "Forest\n1.jpg")
+        path = place.own_sample() / jpeg("Forest")
+        path.rename(path.with_name("Forest\n1.jpg"))
         return "split_data.py"
 
     def links_in_a_circle(place):
@@ -81,7 +98,7 @@ class Cases:
     # Images: each case replaces the first image of a training list ------------------------------------------
 
     def image_missing(place):
-        """No such file or directory; check DATASET_ROOT, or run: python verify_splits.py"""
+        """1 of 60 listed images are not below"""
         place.first_image("rgb").unlink()
         return "train_rgb.py"
 
@@ -131,7 +148,7 @@ class Cases:
         return "train_rgb.py"
 
     def image_a_folder(place):
-        """Is a directory"""
+        """1 of 60 listed images are not below"""
         place.first_image("rgb").unlink()
         place.first_image("rgb").mkdir()
         return "train_rgb.py"
@@ -145,27 +162,27 @@ class Cases:
 
     def tif_with_3_bands(place):
         """is uint16 of shape (64, 64, 3) instead of uint16 (64, 64, 13)"""
-        tif(place.first_image("ms"), (64, 64, 3))
+        write_tif(place.first_image("ms"), (64, 64, 3))
         return "train_ms.py"
 
     def tif_with_12_bands(place):
         """instead of uint16 (64, 64, 13)"""
-        tif(place.first_image("ms"), (64, 64, 12))
+        write_tif(place.first_image("ms"), (64, 64, 12))
         return "train_ms.py"
 
     def tif_with_14_bands(place):
         """instead of uint16 (64, 64, 13)"""
-        tif(place.first_image("ms"), (64, 64, 14))
+        write_tif(place.first_image("ms"), (64, 64, 14))
         return "train_ms.py"
 
     def tif_of_floats(place):
         """is float32 of shape (64, 64, 13) instead of uint16"""
-        tif(place.first_image("ms"), dtype="float32")
+        write_tif(place.first_image("ms"), dtype="float32")
         return "train_ms.py"
 
     def tif_of_nan(place):
         """is float32 of shape (64, 64, 13) instead of uint16"""
-        tif(place.first_image("ms"), dtype="float32", value=float("nan"))
+        write_tif(place.first_image("ms"), dtype="float32", value=float("nan"))
         return "train_ms.py"
 
     def tif_that_is_none(place):
@@ -175,7 +192,7 @@ class Cases:
 
     def tif_a_bomb(place):
         """instead of uint16 (64, 64, 13)"""
-        tif(place.first_image("ms"), (3000, 3000, 13), dtype="uint8", compression="deflate")
+        write_tif(place.first_image("ms"), (3000, 3000, 13), dtype="uint8", compression="deflate")
         return "train_ms.py"
 
     # Lists ---------------------------------------------------------------------------------------------------
@@ -249,7 +266,7 @@ class Cases:
         return place.line("EuroSAT_RGB/River/x.jpg,1,Forest")
 
     def list_of_the_other_images(place):
-        """line 62: EuroSAT_MS/Forest/x.tif is no RGB image"""
+        """line 62: EuroSAT_MS/Forest/x.tif is not of the form EuroSAT_RGB/Forest/Forest_1.jpg"""
         return place.line("EuroSAT_MS/Forest/x.tif,1,Forest")
 
     def list_with_a_file_twice(place):
@@ -257,7 +274,7 @@ class Cases:
         return place.line(place.list("rgb", "train").read_text().splitlines()[5])
 
     def lists_that_overlap(place):
-        """and, as the same patch, in train.csv of splits/demo/rgb; run: python split_data.py --overwrite"""
+        """is in val.csv and in train.csv of splits/demo/rgb; run: python split_data.py --overwrite"""
         line = place.list("rgb", "train").read_text().splitlines()[5]
         place.edit("rgb", "val", lambda lines: [*lines, line])
         return "train_rgb.py"
@@ -276,7 +293,7 @@ class Cases:
 
     def project_root_where_nothing_can_be(place):
         """cannot write splits/demo/rgb/train.csv"""
-        config.PROJECT_ROOT = CODE / "config.py"
+        config.project_root = CODE / "config.py"
         return "split_data.py"
 
     # Checkpoints and models ----------------------------------------------------------------------------------
@@ -313,6 +330,10 @@ class Cases:
     def model_of_other_classes(place):
         """knows other classes: Desert"""
         return place.change("final_model.pt", lambda content: content.update(classes=["Desert"]))
+
+    def model_of_an_older_program(place):
+        """is no final model of this program (images, runs); run: python train_rgb.py"""
+        return place.change("final_model.pt", lambda content: [content.pop("runs"), content.pop("images")])
 
     def model_that_is_a_list(place):
         """holds a list instead of a dict"""
@@ -353,12 +374,37 @@ class Cases:
         return "reproduce.py rgb"
 
     def reference_damaged(place):
-        """test_metrics.json in outputs/demo/rgb is damaged"""
+        """test_metrics.json in outputs/demo/rgb: damaged ('model_sha256')"""
         place.output("test_metrics.json").write_text("{}")
         return "reproduce.py rgb"
 
+    def reference_with_a_row_cut(place):
+        """damaged (logits (20, 10) torch.float32, 19 files)"""
+        path = place.output("test_files.csv")
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        return "rank_images.py rgb"
+
+    def reference_with_rows_reversed(place):
+        """the saved logits or file list were changed after saving;"""
+        path = place.output("test_files.csv")
+        header, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([header, *reversed(lines)]) + "\n")
+        return "rank_images.py rgb"
+
+    def reference_with_an_edited_logit(place):
+        """the saved logits or file list were changed after saving;"""
+        place.change("test_logits.pt", lambda logits: logits[0, 0].add_(50))
+        return "rank_images.py rgb"
+
+    def reference_with_edited_figures(place):
+        """test_metrics.json has another accuracy than the saved logits give; run: python predict_test.py rgb"""
+        path = place.output("test_metrics.json")
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "accuracy": 0.9999}))
+        return "rank_images.py rgb"
+
     def ranking_of_another_model(place):
-        """test_logits.pt is of another model; run: python predict_test.py rgb"""
+        """they are of another model; run: python predict_test.py rgb"""
         place.change("final_model.pt", lambda content: content.update(epoch=7))
         return "rank_images.py rgb"
 
@@ -367,72 +413,33 @@ class Cases:
         shutil.rmtree(place.root / "outputs")
         return "make_report.py"
 
+    def layout_missing(place):
+        """report.typ is missing; bring it back (git checkout report/report.typ)"""
+        code = place.root.parent / "code"
+        shutil.copytree(CODE, code, ignore=shutil.ignore_patterns(".*", "report", "outputs", "sample", "cache", "data"))
+        return f"{code}/make_report.py"
+
     def selection_damaged(place):
-        """selection.csv or test_metrics.json in outputs/demo/rgb is damaged"""
+        """outputs/demo/rgb/selection.csv is damaged (KeyError: 'run'); run: python train_rgb.py"""
         place.output("selection.csv").write_text("setting,selected\nfirst,yes\n")
-        return "make_report.py"
-
-    def metrics_damaged(place):
-        """selection.csv or test_metrics.json in outputs/demo/rgb is damaged"""
-        place.output("test_metrics.json").write_text('{"accuracy": 1')
-        return "make_report.py"
-
-    def a_figure_damaged(place):
-        """cannot typeset the report"""
-        place.output("ranking.png").write_bytes(b"no figure")
         return "make_report.py"
 
     # Initial weights -----------------------------------------------------------------------------------------
 
     def weights_missing(place):
-        """run: python download_weights.py"""
+        """cannot be had"""
         return place.settings("rgb", weights="DEFAULT", epochs=1)
 
     def weights_of_another_network(place):
-        """the initial weights are not those of mobilenet_v3_small"""
+        """does not hold weights of mobilenet_v3_small"""
         place.pretrained({"some.weight": torch.zeros(3)})
         return place.settings("rgb", weights="DEFAULT", epochs=1)
 
     def weights_unknown(place):
-        """unknown weights 'IMAGENET9' of mobilenet_v3_small; known: DEFAULT, IMAGENET1K_V1"""
+        """unknown weights 'IMAGENET9' of mobilenet_v3_small; known: IMAGENET1K_V1, DEFAULT, None"""
         return place.settings("rgb", weights="IMAGENET9", epochs=1)
 
-    # config.py -----------------------------------------------------------------------------------------------
-
-    def profile_unknown(place):
-        """unknown PROFILE 'big'; known: course, full, demo"""
-        config.PROFILE = "big"
-        return "split_data.py"
-
-    def seed_no_number(place):
-        """SEED in config.py is '12a'; it must be a whole number"""
-        config.SEED = "12a"
-        return "split_data.py"
-
-    def seed_negative(place):
-        """SEED in config.py is -1"""
-        config.SEED = -1
-        return "train_rgb.py"
-
-    def size_impossible(place):
-        """SPLIT_SIZES['demo'] in config.py"""
-        place.monkeypatch.setitem(config.SPLIT_SIZES, "demo", (-1, 2, 3))
-        return "split_data.py"
-
-    def sizes_too_large(place):
-        """which gives 60 / 20 / 20 for train / val / test where the profile demo asks for 50 / 50 / 50"""
-        place.monkeypatch.setitem(config.SPLIT_SIZES, "demo", (50, 50, 50))
-        return "split_data.py"
-
-    def too_many_in_the_team(place):
-        """TEAM in config.py has 4 members; at most three"""
-        config.TEAM = [("A B", 1)] * 4
-        return "make_report.py"
-
-    def ranked_class_unknown(place):
-        """unknown class 'Desert' in RANKED_CLASSES of config.py"""
-        config.RANKED_CLASSES = ("Desert",)
-        return "rank_images.py rgb"
+    # Names in settings (the rest of config.py: test_config.py) ------------------------------------------------
 
     def augmentation_unknown(place):
         """the setting 'first' in config.py: unknown augmentation; known: none, mild, strong"""
@@ -462,49 +469,34 @@ class Cases:
         """takes 2 group(s) of three bands"""
         return place.settings("ms", band_groups=(("B04", "B03"), ("B04", "B03")))
 
-    def no_epochs(place):
-        """epochs must be at least 1"""
-        return place.settings("ms", epochs=0)
-
-    def batches_of_one(place):
-        """batch_size must be at least 2"""
-        return place.settings("ms", batch_size=1)
-
-    def images_too_small(place):
-        """image_size must be from 32 to 1024"""
-        return place.settings("ms", image_size=7)
-
-    def no_learning_rate(place):
-        """learning_rate must be positive"""
-        return place.settings("ms", learning_rate=0.0)
-
-    def name_that_leads_elsewhere(place):
-        """its name names a folder"""
-        return place.settings("ms", name="../up")
-
-    def two_settings_of_one_name(place):
-        """the settings in config.py need different names"""
-        config.RGB_SETTINGS = [config.RGB_SETTINGS[0]] * 2
-        return "train_rgb.py"
+    def nothing_to_train_for_the_profile(place):
+        """config.py has no SETTINGS['demo']['ms']: nothing to train for this profile"""
+        del config.settings["demo"]["ms"]
+        return "train_ms.py"
 
     def a_loss_that_is_no_number(place):
         """is not a number in epoch 1; no epoch is kept in outputs/demo/rgb/first; lower its learning_rate"""
         shutil.rmtree(place.root / "outputs")
-        return place.settings("rgb", learning_rate=float("inf"))
+        return place.settings("rgb", learning_rate=1e30)
 
     # Downloads -----------------------------------------------------------------------------------------------
 
     def no_network_for_the_data(place):
-        """check the network and run it again"""
-        return "download_data.py"
+        """cannot be fetched"""
+        return "download.py rgb"
 
     def too_little_disk_for_the_data(place):
         """0.1 GB free; RGB needs 0.2 GB: free some"""
         place.monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**8))
-        return "download_data.py"
+        return "download.py rgb"
+
+    def nowhere_to_put_the_data(place):
+        """Not a directory; check the two paths in config.py"""
+        config.project_root = CODE / "config.py"
+        return "download.py rgb"
 
 
-def tif(path, shape=(64, 64, 13), dtype="uint16", value=1, **options):
+def write_tif(path, shape=(64, 64, 13), dtype="uint16", value=1, **options):
     pixels = torch.full(shape, value, dtype=torch.float32).numpy().astype(dtype)
     imwrite(path, pixels, photometric="minisblack", planarconfig="contig", **options)
 
@@ -534,13 +526,12 @@ def test_there_are_enough_of_them():
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.999])
-def test_truncated_images_are_refused(project, sample, tmp_path, monkeypatch, share):
-    monkeypatch.setattr(config, "DATASET_ROOT", tmp_path)
-    for task, file in (("rgb", "EuroSAT_RGB/River/River_1.jpg"), ("ms", "EuroSAT_MS/River/River_1.tif")):
+def test_truncated_images_are_refused(sample, tmp_path, share):
+    for task, file in (("rgb", jpeg("River")), ("ms", tif("River"))):
         whole = (sample / file).read_bytes()
         (tmp_path / "x").write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(UserError, match="damaged"):
-            read_image("x", task)
+            read_image(str(tmp_path / "x"), task)
 
 
 class Accepted:
@@ -560,9 +551,15 @@ class Accepted:
         return "split_data.py", "verify_splits.py"
 
     def odd_names(place):
-        folder = place.images("rgb", "Forest")
-        (folder / "Forest_1.jpg").rename(folder / "Forest 1, ü “é”.JPEG")
-        return "split_data.py --overwrite", "verify_splits.py", "train_rgb.py"
+        path = place.own_sample() / jpeg("Forest")
+        path.rename(path.with_name("Forest 1, ü “é”.JPEG"))
+        return (
+            "split_data.py --overwrite",
+            "verify_splits.py",
+            "train_rgb.py",
+            "predict_test.py rgb",
+            "rank_images.py rgb",
+        )
 
     def odd_encodings_of_a_tif(place):
         import imagecodecs
@@ -613,18 +610,21 @@ class Evil:
         ("outputs/demo/rgb/final_model.pt", "predict_test.py rgb"),
         ("outputs/demo/rgb/second/last.pt", "train_rgb.py"),
         ("outputs/demo/rgb/test_logits.pt", "reproduce.py rgb"),
-        ("pretrained/mobilenet_v3_small.pth", "train_rgb.py"),
+        ("pretrained/stand-in.pth", "train_rgb.py"),
     ],
 )
 def test_a_pickle_that_would_run_code_does_not(place, monkeypatch, tmp_path, name, command):
     monkeypatch.setenv("EVIL_FILE", str(tmp_path / "ran"))
     path = place.root / name
-    if name.startswith("pretrained"):
-        place.settings("rgb", weights="DEFAULT")
-        path.parent.mkdir()
     for write in (lambda: torch.save({"network": Evil()}, path), lambda: path.write_bytes(pickle.dumps(Evil()))):
-        path.unlink(missing_ok=True)
-        write()
+        if name.startswith("pretrained"):
+            place.settings("rgb", weights="DEFAULT")
+            path.parent.mkdir(exist_ok=True)
+            write()
+            place.weights_are(path)
+        else:
+            path.unlink(missing_ok=True)
+            write()
         line = place.here.refused(*command.split())
         assert "is damaged or holds more than tensors" in line and not (tmp_path / "ran").exists()
 
@@ -635,7 +635,7 @@ def test_a_pickle_that_would_run_code_does_not(place, monkeypatch, tmp_path, nam
 def test_a_write_that_fails_leaves_the_old_file(project):
     path = project / "kept.txt"
     path.write_text("old")
-    with pytest.raises(UserError, match="No space left"), written_whole(path) as partial:
+    with pytest.raises(UserError, match="No space left"), atomic_write(path) as partial:
         partial.write_text("half")
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old" and [p.name for p in project.iterdir()] == ["kept.txt"]

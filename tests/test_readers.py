@@ -9,16 +9,17 @@ import shutil
 
 import pytest
 import torch
+from conftest import jpeg, tif
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import config
 import make_report
 import reproduce
-from dataset import read_image, read_split
-from evaluation import load_model, setting_from
+from dataset import read_image
+from engine.splits import read_split
+from evaluation import load_model, read_results, setting_from
 from models import build_network, load_tensors
-from project import UserError
+from project import Setting, UserError
 from training import Progress, restore
 
 # The same examples each time, and no more than the suite has time for.
@@ -105,19 +106,16 @@ def test_split_list(copied):
     fuzz()
 
 
-@pytest.mark.parametrize(
-    "task, file", [("rgb", "EuroSAT_RGB/River/River_1.jpg"), ("ms", "EuroSAT_MS/River/River_1.tif")]
-)
-def test_image(project, sample, tmp_path, task, file):
+@pytest.mark.parametrize("task, file", [("rgb", jpeg("River")), ("ms", tif("River"))])
+def test_image(sample, tmp_path, task, file):
     whole = (sample / file).read_bytes()
-    config.DATASET_ROOT = tmp_path
 
     @FUZZ
     @given(damaged(whole))
     def fuzz(content):
         (tmp_path / "x").write_bytes(content)
         with contextlib.suppress(UserError):
-            assert read_image("x", task).shape == ((64, 64, 3) if task == "rgb" else (64, 64, 13))
+            assert read_image(str(tmp_path / "x"), task).shape == ((64, 64, 3) if task == "rgb" else (64, 64, 13))
 
     fuzz()
 
@@ -137,7 +135,7 @@ def test_bytes_of_a_checkpoint(trained, tmp_path, project):
 
 def test_checkpoint_and_its_history(trained, project):
     whole = torch.load(trained.root / "outputs/demo/rgb/first/last.pt", weights_only=True)
-    setting = setting_from({field.name: whole["identity"][field.name] for field in dataclasses.fields(config.Setting)})
+    setting = setting_from({field.name: whole["identity"][field.name] for field in dataclasses.fields(Setting)})
     network = build_network(setting, None)
     tensors, rest = split_after(whole["network"], 3)
     states, rest_of_states = split_after(whole["optimizer"]["state"], 2)
@@ -194,8 +192,7 @@ def test_results(copied, name):
             path.write_bytes(data.draw(damaged(whole)))
 
         def compare():
-            _, _, record = reproduce.load_reference("rgb")
-            reproduce.environment_difference(record, {"torch": "2"})
+            reproduce.environment_difference(read_results("rgb").record["environment"], {"torch": "2"})
 
         for read in (compare, lambda: make_report.read_task("rgb", [])):
             with contextlib.suppress(UserError):

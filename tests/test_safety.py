@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import WATCH, state_of
 
-import config
-import download_data
-from project import UserError
+import download
+from project import UserError, config
 
 
 def test_the_chain_leaves_the_data_set_as_it_was(trained, sample):
@@ -38,20 +37,14 @@ def test_an_archive_cannot_write_outside_its_folder(project, tmp_path, monkeypat
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr(name, "evil")
         archive.writestr("2750/Forest/Forest_1.jpg", "an image")
-    folder = config.DATASET_ROOT = project / "data"
-    folder.mkdir()
+    folder = config.dataset_root = project / "data"
 
-    def download(url, root, md5):
-        (root / url.rpartition("/")[2]).write_bytes(content.getvalue())
+    def fetch(url, root, filename, md5):
+        (root / filename).write_bytes(content.getvalue())
 
-    import models  # noqa: F401  (makes torchvision importable)
-
-    # isort: split
-    from torchvision.datasets import utils
-
-    monkeypatch.setattr(utils, "download_url", download)
+    monkeypatch.setattr(download.torchvision_downloads, "download_url", fetch)
     with pytest.raises(UserError, match="images instead of 27,000|has no RGB images"):
-        download_data.fetch("rgb", folder)
+        download.fetch_images("rgb")
     assert all(path.is_relative_to(folder) for path in tmp_path.rglob("*evil*"))
     assert not list(tmp_path.parent.parent.glob("evil*")) and not list(tmp_path.glob("evil*"))
     assert not Path("/tmp/evil of a EuroSAT test").exists()

@@ -1,8 +1,11 @@
 """Training: the best epoch is what is saved, an interrupted run ends as an uninterrupted one."""
 
 import csv
+import errno
+import fcntl
 import json
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -14,15 +17,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CODE, files_below
+from conftest import CODE, files_below, jpeg
 
-import config
 import models
 import training
-from config import Setting
-from dataset import CLASSES, band_statistics, load_images, read_split
+from dataset import CLASSES, band_statistics, load_images
+from engine.splits import read_split
 from evaluation import load_model, measure, predict
-from project import sha256
+from project import Setting, config, sha256
 from training import learning_rate
 
 TENSOR_FILES = ("first/best.pt", "first/last.pt", "second/best.pt", "second/last.pt", "final_model.pt")
@@ -58,14 +60,12 @@ def test_history_and_curves_after_each_epoch(trained):
     assert (folder / "val_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_best_epoch_of_all_settings_is_saved(project, sample, monkeypatch):
+def test_the_best_epoch_of_all_settings_is_saved(project, here, monkeypatch):
     """Validation made to go down and up: the saved state must be that epoch's, not the last one's."""
-    from split_data import find_image_sets, make_lists, make_record, write_lists
-
-    found = find_image_sets()
-    write_lists(make_lists(found, 7, None, False), make_record(found, 7))
+    here.run("split_data.py")
     small = {"weights": None, "backbone": "mobilenet_v3_small", "image_size": 32, "batch_size": 16}
     settings = [Setting("first", "mild", epochs=3, **small), Setting("second", "mild", epochs=2, **small)]
+    config.settings["demo"]["rgb"] = settings
     planned = iter([(0.3, 0.3), (0.9, 0.4), (0.5, 0.9), (0.9, 0.5), (0.9, 0.45)])
     states = []
     real = training.measure
@@ -83,7 +83,7 @@ def test_the_best_epoch_of_all_settings_is_saved(project, sample, monkeypatch):
             states.append({k: v.clone() for k, v in network.state_dict().items()}) or real_predict(network, *rest)
         ),
     )
-    training.train("rgb", settings)
+    training.train("rgb")
     model = load_model("rgb", torch.device("cpu"))
     # Equal accuracy: the mean TPR decides, so the first epoch of the second setting.
     assert (model.about["setting"]["name"], model.about["epoch"]) == ("second", 1)
@@ -97,7 +97,7 @@ def test_the_best_epoch_of_all_settings_is_saved(project, sample, monkeypatch):
 
 
 def test_final_model_says_all_that_is_to_be_known(trained, monkeypatch, sample):
-    for name, value in (("PROJECT_ROOT", trained.root), ("DATASET_ROOT", sample), ("PROFILE", "demo")):
+    for name, value in (("project_root", trained.root), ("dataset_root", sample), ("profile", "demo")):
         monkeypatch.setattr(config, name, value)
     content = torch.load(trained.root / "outputs/demo/ms/final_model.pt", weights_only=True)
     assert content["classes"] == list(CLASSES) and content["task"] == "ms"
@@ -135,7 +135,7 @@ def test_what_is_handed_in_outlives_a_training_without_its_checkpoints(place):
     assert (folder / "final_model.pt").read_bytes() == former and not list(folder.glob("final_model.pt.*.backup"))
     for setting in ("first", "second"):
         shutil.rmtree(folder / setting)
-    config.SEED += 1
+    config.seed += 1
     out = place.here.run("train_rgb.py")
     kept = [path.name for path in folder.glob("final_model.pt.*.backup")]
     assert len(kept) == 1 and f"kept the former outputs/demo/rgb/final_model.pt as {kept[0]}" in out
@@ -170,7 +170,8 @@ def test_a_stopped_run_says_how_to_continue_and_ends_as_an_uninterrupted_one(tra
 # before it has begun to write a checkpoint. Checkpoints are written after each batch. Prints what it did.
 KILLER = """
 import json, os, pathlib, random, runpy, signal, sys, time
-import config, training, plots
+import training
+from project import config
 training.CHECKPOINT_SECONDS = 0
 code, splits = map(pathlib.Path, sys.argv[1:])
 draw, kills, while_writing, root, finished = random.Random(0), 0, 0, None, []
@@ -179,7 +180,7 @@ while kills < 20 or root:
         root = pathlib.Path(os.environ["EUROSAT_PROJECT_ROOT"]) / f"run {len(finished) + 1}"
         root.mkdir()
         (root / "splits").symlink_to(splits)
-        config.PROJECT_ROOT = root
+        config.project_root = root
     child = os.fork()
     if not child:
         sys.stdout = open(os.devnull, "w")
@@ -235,18 +236,18 @@ def change_the_lists(place):
 
 def change_an_image(place):
     """train_images_sha256"""
-    shutil.copy(place.images("rgb", "River") / "River_1.jpg", place.first_image("rgb"))
+    shutil.copy(place.own_sample() / jpeg("River"), place.first_image("rgb"))
 
 
 def change_the_seed(place):
     """seed, initial_network_sha256"""
-    config.SEED = 5
+    config.seed = 5
 
 
 def change_the_initial_weights(place):
     """initial_network_sha256"""
-    place.settings("rgb", weights="DEFAULT")
     place.pretrained(models.torchvision_models.mobilenet_v3_small().state_dict())
+    place.settings("rgb", weights="DEFAULT")
     place.here.run("train_rgb.py")
     place.pretrained(models.torchvision_models.mobilenet_v3_small().state_dict())
 
@@ -255,7 +256,7 @@ def change_the_initial_weights(place):
     "change", [change_a_setting, change_the_lists, change_an_image, change_the_seed, change_the_initial_weights]
 )
 def test_what_another_setting_list_image_seed_or_network_left_is_put_aside_and_kept(place, change):
-    config.RGB_SETTINGS = config.RGB_SETTINGS[:1]
+    config.settings["demo"]["rgb"] = config.settings["demo"]["rgb"][:1]
     change(place)
     folder = place.root / "outputs/demo/rgb"
     before = files_below(folder / "first")
@@ -281,6 +282,78 @@ def test_a_second_training_of_the_same_task_is_told_and_stops(trained_copy):
         holder.kill()
         holder.communicate()
     trained_copy.run("train_rgb.py")  # a lock left by a killed process does not block
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_trained_on(place, monkeypatch, number):
+    """Common on clusters; it was taken for another training at work once."""
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    output = place.here.run("train_rgb.py")
+    assert "note: outputs/demo/rgb cannot be locked" in output and "first: finished before" in output
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to …"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(place, monkeypatch, error):
+    shutil.rmtree(place.root / "outputs")
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(training, "network_input", refuse)
+    assert "out of memory" in (line := place.here.refused("train_rgb.py")) and "set a smaller batch_size" in line
+
+
+def test_a_bug_still_shows_its_traceback(place, monkeypatch):
+    shutil.rmtree(place.root / "outputs")
+    monkeypatch.setattr(training, "network_input", None)
+    with pytest.raises(TypeError):
+        place.here.run("train_rgb.py")
+
+
+def test_a_full_disk_when_the_lock_is_written_is_one_line(place, monkeypatch):
+    real = open
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(path, *rest, **keywords):
+        file = real(path, *rest, **keywords)
+        return Full(file) if str(path).endswith("train.lock") else file
+
+    monkeypatch.setattr(training, "open", refuse, raising=False)
+    assert "No space left on device" in place.here.refused("train_rgb.py")
+
+
+def test_a_wrong_setting_leaves_a_finished_training_where_it_is(place):
+    """It was put aside first, then training crashed."""
+    before = files_below(place.root / "outputs")
+    place.settings("rgb", augmentation="wild")
+    place.here.refused("train_rgb.py")
+    assert files_below(place.root / "outputs") == before
 
 
 def test_a_loss_that_becomes_no_number_keeps_the_best_epoch_so_far(place, monkeypatch):
