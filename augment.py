@@ -27,7 +27,7 @@ def random_numbers(seed: int, epoch: int, images: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, 0)).random((images, RANDOM_NUMBERS), np.float32)
 
 
-def network_input(
+def preprocess(
     pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, augmentation: str, random: torch.Tensor
 ) -> torch.Tensor:
     """Turn pixels as they lie in a file into what a network sees.

@@ -7,7 +7,7 @@ A path is text: "/data/EuroSAT", "~/EuroSAT", or relative to this file. The envi
 
 from dataclasses import replace
 
-from project import Setting  # its docstring explains the fields of a setting
+from setting import Setting  # its docstring explains the fields
 
 # The two paths ---------------------------------------------------------------------------------------------------
 

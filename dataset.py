@@ -1,22 +1,18 @@
-"""EuroSAT on disk: where its images lie, how an image is read, and the data set class.
+"""EuroSAT: where its images lie, how one is read, and the data set class.
 
-    from torch.utils.data import DataLoader
-    from engine.splits import read_split
-    split = read_split("rgb", "train")
-    train = EuroSATDataset("rgb", split.files, split.labels)  # "ms": bands=("B04", "B03", "B02", "B08", "B11", "B12")
-    for images, labels in DataLoader(train, batch_size=32, shuffle=True): ...
-
-`EuroSATDataset` decodes one image at a time and is the way that reads best. Training takes `load_images` instead: the
-same pixels, decoded once into one array that is kept in cache/ and memory-mapped from then on.
+from torch.utils.data import DataLoader
+from engine.splits import read_split
+train = read_split(Path("splits/course/rgb"), "rgb", "train")
+data = EuroSATDataset("/data/EuroSAT", "rgb", train, augmentation="mild", cache=Path("cache"))
+for images, labels in DataLoader(data, batch_size=32, shuffle=True): ...
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +21,12 @@ import imagecodecs
 import numpy as np
 import simplejpeg
 import tifffile
+import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from project import CLASSES, UserError, atomic_write, config, sha256
+from augment import preprocess, random_numbers
+from project import CLASSES, UserError, atomic_write, sha256
 
 # The order of the bands in a EuroSAT GeoTIFF. B8A is last, although tables list it after B08.
 MS_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
@@ -51,34 +50,21 @@ class ImageSet:
     folders: tuple[str, ...]
 
 
+RGB_FOLDERS = (".", "EuroSAT_RGB", "2750", "eurosat/2750", "EuroSAT")
+MS_FOLDERS = (".", "EuroSAT_MS", "ds/images/remote_sensing/otherDatasets/sentinel_2/tif", "EuroSATallBands")
 IMAGE_SETS = {
-    "rgb": ImageSet(
-        name="RGB",
-        bands=("B04", "B03", "B02"),
-        dtype=np.uint8,
-        suffixes=(".jpg", ".jpeg"),
-        folders=(".", "EuroSAT_RGB", "2750", "eurosat/2750", "EuroSAT"),
-    ),
-    "ms": ImageSet(
-        name="multispectral",
-        bands=MS_BANDS,
-        dtype=np.uint16,
-        suffixes=(".tif", ".tiff"),
-        folders=(".", "EuroSAT_MS", "ds/images/remote_sensing/otherDatasets/sentinel_2/tif", "EuroSATallBands"),
-    ),
+    "rgb": ImageSet("RGB", ("B04", "B03", "B02"), np.uint8, (".jpg", ".jpeg"), RGB_FOLDERS),
+    "ms": ImageSet("multispectral", MS_BANDS, np.uint16, (".tif", ".tiff"), MS_FOLDERS),
 }
 
 
 # Finding images --------------------------------------------------------------------------------------------------
 
-ROOT_REMEDY = "set DATASET_ROOT in config.py (or EUROSAT_DATASET_ROOT) to the folder that holds the unpacked archives"
+REMEDY = "set DATASET_ROOT in config.py (or EUROSAT_DATASET_ROOT) to the folder that holds the unpacked archives"
 
 
-def find_images(task: str, root: Path | None = None) -> dict[str, str] | None:
+def find_images(root: Path, task: str) -> dict[str, str] | None:
     """Find all images of a set, in any of the layouts in circulation; litter beside them is passed over.
-
-    Args:
-        root: where to look; the data set root without.
 
     Returns:
         {patch: file}: "Forest/Forest_1" to the file relative to the data set root, sorted by patch; None where the
@@ -87,29 +73,24 @@ def find_images(task: str, root: Path | None = None) -> dict[str, str] | None:
     Raises:
         UserError: the data set root cannot be read, a class has no image, or two files are of the same patch.
     """
-    root, image_set = root or config.dataset_root, IMAGE_SETS[task]
+    root, image_set = Path(root), IMAGE_SETS[task]
     classes: dict[str, dict[str, str]] = {}
     try:
         if not root.is_dir():
-            raise UserError(
-                f"the data set root {root} is {'not a folder' if root.exists() else 'not there'}; {ROOT_REMEDY}"
-            )
+            raise UserError(f"the data set root {root} is {'not a folder' if root.exists() else 'not there'}; {REMEDY}")
         for candidate in image_set.folders:  # the one with most images: a stray folder does not hide the data set
             in_candidate = {name: _images_in(root, candidate, name, image_set.suffixes) for name in CLASSES}
             if sum(map(len, in_candidate.values())) > sum(map(len, classes.values())):
                 folder, classes = candidate, in_candidate
     except OSError as error:
         raise UserError(
-            f"cannot read {error.filename}: {error.strerror}; check its permissions, or {ROOT_REMEDY}"
+            f"cannot read {error.filename}: {error.strerror}; check its permissions, or {REMEDY}"
         ) from error
     if not classes:
         return None
     if missing := [name for name, images in classes.items() if not images]:
-        raise UserError(
-            f"{root / folder} has no {image_set.name} images of {', '.join(missing)}; unpack the archive again"
-        )
-    found = {patch: file for images in classes.values() for patch, file in images.items()}
-    return {patch: found[patch] for patch in sorted(found)}
+        raise UserError(f"{root / folder} has no {image_set.name} images of {', '.join(missing)}; unpack it again")
+    return dict(sorted(item for images in classes.values() for item in images.items()))
 
 
 def _images_in(root: Path, folder: str, class_name: str, suffixes: tuple[str, ...]) -> dict[str, str]:
@@ -151,20 +132,32 @@ def canonical_file(task: str, patch: str) -> str:
     return f"{image_set.folders[1]}/{patch}{image_set.suffixes[0]}"
 
 
-def image_paths(task: str, files: Sequence[str]) -> list[str]:
+def image_paths(root: Path, task: str, files: Sequence[str]) -> list[str]:
     """Where the files of a list lie, in whichever layout.
 
     Raises:
         UserError: as `find_images`, or a file is not there.
     """
-    found = find_images(task) or {}
+    found = find_images(root, task) or {}
     missing = [file for file in files if patch_of(file) not in found]
     if missing:
         raise UserError(
-            f"{len(missing):,} of {len(files):,} listed images are not below {config.dataset_root}, nor in another layout of "
-            f"the archives, for example {missing[0]}; unpack the archive again, or {ROOT_REMEDY}"
+            f"{len(missing):,} of {len(files):,} listed images are not below {root}, nor in another layout of "
+            f"the archives, for example {missing[0]}; unpack the archive again, or {REMEDY}"
         )
-    return [f"{config.dataset_root}/{found[patch_of(file)]}" for file in files]
+    return [f"{root}/{found[patch_of(file)]}" for file in files]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One list: files as lists name them, sorted, and their labels, (images,) int64: the index in CLASSES."""
+
+    files: list[str]
+    labels: np.ndarray
+
+    @property
+    def patches(self) -> list[str]:
+        return [patch_of(file) for file in self.files]
 
 
 # Reading images --------------------------------------------------------------------------------------------------
@@ -183,16 +176,14 @@ def read_image(path: str, task: str) -> np.ndarray:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; check DATASET_ROOT, or run: python verify_splits.py"
-        ) from error
+        raise UserError(f"cannot read {path}: {error.strerror}; run: python verify_splits.py") from error
     return decode_image(content, task, path)
 
 
 def decode_image(content: bytes, task: str, path: str) -> np.ndarray:
     """`read_image` of a file's content."""
     try:
-        image = _decode_jpeg(content) if task == "rgb" else _decode_tiff(content)
+        return _decode_jpeg(content) if task == "rgb" else _decode_tiff(content)
     except UserError as error:
         raise UserError(f"{path} {error}; unpack this image again") from None
     except Exception as error:  # whatever the decoder makes of damaged bytes
@@ -200,7 +191,6 @@ def decode_image(content: bytes, task: str, path: str) -> np.ndarray:
         raise UserError(
             f"{path} is damaged or no {IMAGE_SETS[task].name} image ({reason}); unpack this image again"
         ) from error
-    return image
 
 
 def _decode_jpeg(content: bytes) -> np.ndarray:
@@ -226,98 +216,68 @@ def _decode_tiff(content: bytes) -> np.ndarray:
 
 # The whole list as one array -------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Images:
-    """A list's images, decoded: `pixels` (images, 64, 64, bands) uint8 or uint16, and their SHA-256."""
-
-    pixels: np.ndarray
-    sha256: str
+ABANDONED_SECONDS = 600  # a decoding at work writes many times a second
 
 
-def load_images(task: str, files: Sequence[str], bands: Sequence[str], keep: bool = True) -> Images:
-    """Decode a list once; later calls memory-map the array that the first one left in cache/.
+def load_images(
+    root: Path, task: str, files: Sequence[str], bands: Sequence[str], cache: Path | None = None
+) -> tuple[np.ndarray, str]:
+    """Decode a list once; later calls memory-map the array that the first one left in the folder `cache`.
 
     The array's name is a hash of the files' places, sizes and times (of content and of inode, which the owner cannot set)
     and of the bands, so it is valid for exactly those; the second half of the name is the SHA-256 of its pixels, and is
-    checked at every opening (a second for 1.5 GB): what is trained on is what is recorded. cache/ can be deleted at any
-    time. Two runs that start at once both decode and write the same. With keep=False nothing is left there: for who
-    looks at a list once, or must not write.
+    checked at every opening (a second for 1.5 GB): what is trained on is what is recorded. The folder can be deleted at
+    any time. Two runs that start at once both decode and write the same. Without a folder nothing is written.
+
+    Returns:
+        (images, 64, 64, bands) uint8 or uint16, and the SHA-256 of these pixels.
 
     Raises:
-        UserError: an image is missing or damaged (named), a band is unknown, or cache/ cannot be written.
+        UserError: an image is missing or damaged (named), a band is unknown, or the cache cannot be written.
     """
-    columns = band_indices(task, bands)
-    paths = image_paths(task, files)
+    columns, paths = band_indices(task, bands), image_paths(root, task, files)
     shape, dtype = (len(files), SIDE, SIDE, len(bands)), np.dtype(IMAGE_SETS[task].dtype)
-    chunks = _decoded(task, paths, columns)
-    if not keep:
-        pixels = np.concatenate(list(chunks))
-        return Images(pixels, sha256(pixels.data))
-    try:
-        states = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in map(os.stat, paths)]
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; run: python verify_splits.py") from error
-    cache = config.project_root / "cache"
+    if cache is None:
+        pixels = np.empty(shape, dtype)
+        _decode_all(task, paths, columns, pixels)
+        return pixels, sha256(pixels.data)
+    states = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in map(os.stat, paths)]
     key = sha256(json.dumps([task, paths, states, list(bands)]).encode())[:32]
     for path in cache.glob(f"{key}-*.npy"):
-        try:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # damaged: decoded and written again
             pixels = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
-            continue  # damaged: decoded and written again
-        if pixels.shape == shape and pixels.dtype == dtype and sha256(pixels.data) == path.stem.partition("-")[2]:
-            return Images(pixels, path.stem.partition("-")[2])
+            if pixels.shape == shape and pixels.dtype == dtype and sha256(pixels.data) == path.stem.partition("-")[2]:
+                return pixels, path.stem.partition("-")[2]
     _remove_abandoned(cache)
-    return _kept(chunks, shape, dtype, cache / key)
+    unnamed = cache / f"{key}.{os.getpid()}.npy"  # nobody else's, should two decode at once
+    with atomic_write(unnamed) as partial:
+        pixels = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+        _decode_all(task, paths, columns, pixels)
+        digest = sha256(pixels.data)
+        del pixels  # flushes and closes the file
+    os.replace(unnamed, named := cache / f"{key}-{digest}.npy")
+    return np.load(named, mmap_mode="r"), digest
 
 
-ABANDONED_SECONDS = 600  # a decoding at work writes many times a second
+def _decode_all(task: str, paths: Sequence[str], columns: list[int], pixels: np.ndarray) -> None:
+    """Decode into the rows of `pixels`; all cores do, as the decoders leave Python's lock."""
+
+    def decode(start: int) -> None:
+        for row, path in zip(pixels[start : start + 64], paths[start : start + 64], strict=True):
+            np.take(read_image(path, task), columns, axis=2, out=row, mode="clip")  # "clip": straight into the row
+
+    starts = range(0, len(paths), 64)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in tqdm(pool.map(decode, starts), "decode", len(starts), unit="x 64 images", disable=None, leave=False):
+            pass
 
 
 def _remove_abandoned(cache: Path) -> None:
     """Delete what a killed decoding left half-written, on whichever machine it ran."""
-    for path in (*cache.glob("*.partial"), *cache.glob("*.npy")):
-        if path.suffix == ".partial" or "-" not in path.name:
-            with contextlib.suppress(FileNotFoundError):  # another one does the same
-                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
-
-
-def _decoded(task: str, paths: Sequence[str], columns: list[int]) -> Iterator[np.ndarray]:
-    """The images' pixels, some at a time: all cores decode, as the decoders leave Python's lock."""
-
-    def decode(chunk: Sequence[str]) -> np.ndarray:
-        pixels = np.empty((len(chunk), SIDE, SIDE, len(columns)), IMAGE_SETS[task].dtype)
-        for row, path in zip(pixels, chunk, strict=True):
-            np.take(read_image(path, task), columns, axis=2, out=row, mode="clip")  # "clip": straight into the row
-        return pixels
-
-    chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
-    window = 4 * (os.cpu_count() or 1)  # chunks decoded ahead, so that memory stays bounded
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(paths), desc="decode", unit="image", disable=None, leave=False) as progress,
-    ):
-        for start in range(0, len(chunks), window):
-            for pixels in pool.map(decode, chunks[start : start + window]):
-                progress.update(len(pixels))
-                yield pixels
-
-
-def _kept(chunks: Iterator[np.ndarray], shape: tuple, dtype: np.dtype, stem: Path) -> Images:
-    """Write the pixels to cache/ under their own hash, which is known only at the end; map them into memory."""
-    digest = hashlib.sha256()
-    unnamed = stem.with_name(f"{stem.name}.{os.getpid()}.npy")  # nobody else's, should two decode at once
-    with atomic_write(unnamed) as partial, open(partial, "wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        )
-        for pixels in chunks:
-            digest.update(pixels.data)
-            file.write(pixels.data)
-    named = stem.with_name(f"{stem.name}-{digest.hexdigest()}.npy")
-    os.replace(unnamed, named)
-    return Images(np.load(named, mmap_mode="r"), digest.hexdigest())
+    for path in (*cache.glob("*.partial"), *cache.glob("*.*.npy")):
+        with contextlib.suppress(FileNotFoundError):  # another one does the same
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def band_indices(task: str, bands: Sequence[str]) -> list[int]:
@@ -342,16 +302,15 @@ def band_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Two float32 arrays of shape (bands,).
     """
-    total = np.zeros(pixels.shape[-1])
-    squares = np.zeros(pixels.shape[-1])
+    bands, scale = pixels.shape[-1], np.iinfo(pixels.dtype).max
+    total, squares = np.zeros(bands), np.zeros(bands)
     for start in range(0, len(pixels), 256):
-        values = pixels[start : start + 256].reshape(-1, pixels.shape[-1]).astype(np.float64)
+        values = pixels[start : start + 256].reshape(-1, bands).astype(np.float64)
         total += values.sum(axis=0)
         squares += (values**2).sum(axis=0)
-    count = pixels.size / pixels.shape[-1]
+    count = pixels.size / bands
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    scale = np.iinfo(pixels.dtype).max
     # A band that never changes says nothing: it stays zero instead of becoming not-a-number.
     return (mean / scale).astype(np.float32), np.where(std > 0, std / scale, 1).astype(np.float32)
 
@@ -359,59 +318,82 @@ def band_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # The data set class ----------------------------------------------------------------------------------------------
 
 
-class EuroSATDataset:
-    """A map-style data set of one list, for any `torch.utils.data.DataLoader`.
+class EuroSATDataset(Dataset):
+    """One list of images: `dataset[i]` is an image, float32 (bands, 64, 64), standardised per band, and its label.
 
-    Item i is (image, label): image a float32 tensor (bands, 64, 64), scaled to [0, 1] and standardised per band, label an
-    int. Training draws its random numbers from (seed, epoch, image), so they do not depend on workers or order: call
-    `set_epoch` before each epoch.
+    The list is decoded once, into an array that is kept in `cache` and memory-mapped, or moved to a GPU where it fits.
+    A batch is fetched and augmented whole: `dataset[[3, 1, 4]]` gives (batch, bands, 64, 64) and (batch,), on `device`.
+    Augmentation depends on (seed, epoch, image) alone, not on order, workers or processes; `set_epoch` before each epoch
+    reaches workers that live on. Any `DataLoader` will do; ours (engine/training.py) asks for whole batches.
 
     Args:
+        root: of the data set.
         task: "rgb" or "ms".
-        files: as lists name them: "EuroSAT_RGB/Forest/Forest_1.jpg".
-        labels: of the files, (images,).
+        split: the list.
         bands: names, in the order wanted; all of the image set's without.
-        statistics: mean and standard deviation per band, each (bands,): the training list's, for every list. Without,
-            those of this list, which must then be the training list.
-        augmentation: a name in `augment.AUGMENTATIONS`.
+        statistics: mean and standard deviation per band, each (bands,) float32: the training list's, for every list.
+            Without, those of this list, which must then be the training list.
+        augmentation: a name in `augment.AUGMENTATIONS`; "none" for evaluation.
+        cache: folder for decoded lists; without, nothing is written.
 
     Raises:
-        UserError: a file is missing, or a band is unknown; on access, that an image is damaged.
+        UserError: a file is missing or damaged, a band is unknown, or the cache cannot be written.
     """
 
     def __init__(
         self,
+        root: Path,
         task: str,
-        files: Sequence[str],
-        labels: np.ndarray,
+        split: Split,
         bands: Sequence[str] | None = None,
-        statistics: tuple[np.ndarray, np.ndarray] | None = None,
+        statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
         augmentation: str = "none",
         seed: int = 0,
+        cache: Path | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.files, self.labels, self.seed = files, labels, seed
-        self.paths = image_paths(task, files)
-        self.task, self.augmentation = task, augmentation
-        self.bands = tuple(bands or IMAGE_SETS[task].bands)
-        self.columns = band_indices(task, self.bands)
-        self.statistics = statistics or band_statistics(load_images(task, files, self.bands).pixels)
-        self.set_epoch(0)
+        self.task, self.split, self.seed, self.augmentation = task, split, seed, augmentation
+        self.bands, self.device = tuple(bands or IMAGE_SETS[task].bands), torch.device(device)
+        self.pixels, self.sha256 = load_images(root, task, split.files, self.bands, cache)
+        self.statistics = statistics or tuple(map(torch.from_numpy, band_statistics(self.pixels)))
+        self.mean, self.std = (values.to(self.device) for values in self.statistics)
+        self.labels = torch.as_tensor(split.labels, device=self.device)
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers look at the same number
+        self._drawn: dict[int, torch.Tensor] = {}  # of the present epoch
+        self._on_gpu = None
+        if self.device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(self.device)[0] // 4:
+            signed = self.pixels.view({1: np.uint8, 2: np.int16}[self.pixels.itemsize])  # CUDA cannot index uint16
+            self._on_gpu = torch.from_numpy(np.array(signed)).to(self.device)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the random numbers of this epoch's augmentation."""
-        from augment import random_numbers
-
-        self.random = random_numbers(self.seed, epoch, len(self.files))
+        """Augment as in this epoch from now on."""
+        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.labels)
 
-    def __getitem__(self, index: int):
-        import torch
+    def __getitem__(self, index):
+        if not isinstance(index, (list, torch.Tensor)):
+            images, labels = self[[index]]
+            return images[0], int(labels[0])
+        indices = torch.as_tensor(index, device=self.device)
+        images = preprocess(self._read(indices), self.mean, self.std, self.augmentation, self._random()[indices])
+        return images, self.labels[indices]
 
-        from augment import network_input
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+        """PyTorch's hook for a whole batch; its default collation takes a list apart again."""
+        images, labels = self[indices]
+        return list(zip(images, labels.tolist(), strict=True))
 
-        pixels = torch.from_numpy(read_image(self.paths[index], self.task)[None, :, :, self.columns])
-        mean, std = map(torch.from_numpy, self.statistics)
-        random = torch.from_numpy(self.random[index : index + 1])
-        return network_input(pixels, mean, std, self.augmentation, random)[0], int(self.labels[index])
+    def _read(self, indices: torch.Tensor) -> torch.Tensor:
+        """(batch, 64, 64, bands), on the device."""
+        if self._on_gpu is None:
+            return torch.from_numpy(self.pixels[indices.cpu().numpy()]).to(self.device)
+        return self._on_gpu[indices].view(torch.from_numpy(self.pixels[:0].copy()).dtype)
+
+    def _random(self) -> torch.Tensor:
+        """This epoch's random numbers, (images, RANDOM_NUMBERS), on the device."""
+        epoch = int(self.epoch)
+        if epoch not in self._drawn:
+            self._drawn = {epoch: torch.from_numpy(random_numbers(self.seed, epoch, len(self))).to(self.device)}
+        return self._drawn[epoch]

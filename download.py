@@ -11,8 +11,9 @@ import socket
 from pathlib import Path
 
 from dataset import IMAGE_SETS, find_images
-from models import TIMEOUT, fetch_weights, torchvision_downloads, weights_file
-from project import TASKS, UserError, config, run, shown
+from engine.weights import TIMEOUT, fetch_weights, weights_file
+from models import torchvision_downloads
+from project import TASKS, UserError, config, pretrained_dir, run, shown
 
 IMAGES = 27_000
 # URL, MD5 as torchvision and torchgeo state it, bytes needed for the archive and what it unpacks to.
@@ -46,7 +47,7 @@ def fetch_images(task: str) -> None:
         UserError: no network, too little disk, a damaged download, or an archive with other images.
     """
     name = IMAGE_SETS[task].name
-    if config.dataset_root.is_dir() and len(find_images(task) or ()) == IMAGES:
+    if config.dataset_root.is_dir() and len(find_images(config.dataset_root, task) or ()) == IMAGES:
         print(f"{name}: {IMAGES:,} images are below {config.dataset_root} already")
         return
     folder = config.project_root / "data"
@@ -62,7 +63,7 @@ def fetch_images(task: str) -> None:
         torchvision_downloads.extract_archive(archive, folder)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{shown(archive)} cannot be unpacked ({error}); delete it and run this again") from error
-    count = len(find_images(task, folder) or ())
+    count = len(find_images(folder, task) or ())
     if count != IMAGES:
         raise UserError(
             f"{shown(archive)} unpacked to {count:,} images instead of {IMAGES:,}; delete it and run this again"
@@ -100,8 +101,10 @@ def fetch_all_weights() -> None:
         if weights is None:
             continue
         file = weights_file(backbone, weights)
-        there = file.path.exists()
-        print(f"{backbone}: {shown(fetch_weights(file))} {'is there already' if there else f'from {file.origin}'}")
+        there = file.path(pretrained_dir()).exists()
+        print(
+            f"{backbone}: {shown(fetch_weights(file, pretrained_dir()))} {'is there already' if there else f'from {file.origin}'}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ writes  report/report.pdf; for another profile than "course" report/report-<prof
 import csv
 import io
 import json
-import math
 import unicodedata
 from pathlib import Path
 
@@ -18,10 +17,10 @@ import pypdf
 import typst
 
 from dataset import CLASSES, IMAGE_SETS
+from engine.evaluation import accuracy_interval, model_path, read_model, read_results_of_model
+from engine.plots import source_of
 from engine.splits import complete_patches, overlapping_pairs, read_splits, splits_hash
-from evaluation import model_path, read_model, read_results_of_model
-from plots import source_of
-from project import TASKS, UserError, atomic_write, config, outputs_dir, report_path, run, shown
+from project import TASKS, UserError, atomic_write, config, outputs_dir, report_path, run, shown, splits_dir
 
 LAYOUT = Path(__file__).parent / "report" / "report.typ"
 MAXIMUM_PAGES = 3
@@ -38,7 +37,7 @@ LINKS = (
 
 def main() -> None:
     missing: list[str] = []
-    tasks = [read_task(task, missing) for task in TASKS if model_path(task).exists()]
+    tasks = [read_task(task, missing) for task in TASKS if model_path(outputs_dir(task)).exists()]
     if not tasks:
         raise UserError(f"nothing to report in {shown(outputs_dir('rgb').parent)}; run: python train_rgb.py")
     if not LAYOUT.exists():
@@ -148,7 +147,7 @@ def read_task(task: str, missing: list[str]) -> dict:
     Raises:
         UserError: a file is not what the scripts write.
     """
-    model = read_model(task)
+    model = read_model(outputs_dir(task), task)
     selection = read_selection(task, model, missing)
     metrics = read_metrics(task, missing)
     folder, of_logits = outputs_dir(task), metrics and metrics["logits_sha256"]
@@ -194,11 +193,13 @@ def read_selection(task: str, model: dict, missing: list[str]) -> list[dict]:
 def model_text(task: str, model: dict, selection: list[dict], missing: list[str]) -> str:
     """What was trained on, which setting won, and, where groups of bands competed on equal terms, why these bands."""
     try:
-        same_lists = splits_hash(read_splits(task)) == model["splits_sha256"]
+        same_lists = splits_hash(read_splits(splits_dir(task), task)) == model["splits_sha256"]
     except UserError:
         same_lists = False
     if not same_lists:
-        missing.append(f"the lists that {shown(model_path(task))} was trained with (those in splits/ are others)")
+        missing.append(
+            f"the lists that {shown(model_path(outputs_dir(task)))} was trained with (those in splits/ are others)"
+        )
     sizes = " / ".join(f"{count:,}" for count in model["images"].values())
     weights = model.get("initial_weights") or {"origin": "none (random)"}
     text = (
@@ -221,22 +222,15 @@ def model_text(task: str, model: dict, selection: list[dict], missing: list[str]
 def read_metrics(task: str, missing: list[str]) -> dict | None:
     """The test metrics of the present model, computed from its saved logits."""
     try:
-        results = read_results_of_model(task)
+        results = read_results_of_model(outputs_dir(task), task)
     except UserError as error:
-        missing.append(f"test results of the present {shown(model_path(task))}: {error}")
+        missing.append(f"test results of the present {shown(model_path(outputs_dir(task)))}: {error}")
         return None
     metrics, images = results.metrics, len(results.split.files)
-    low, high = wilson_interval(metrics["accuracy"], images)
+    low, high = accuracy_interval(metrics["accuracy"], images)
     figures = {key: metrics[key] for key in ("accuracy", "mean_tpr", "tpr")}
     hashes = {"logits_sha256": results.record["logits_sha256"]}
     return {"title": IMAGE_SETS[task].name, "images": images, "low": low, "high": high, **figures, **hashes}
-
-
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of `count` (Wilson, Journal of the American Statistical Association, 1927)."""
-    centre = share + z**2 / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return (centre - spread) / (1 + z**2 / count), (centre + spread) / (1 + z**2 / count)
 
 
 def figure(path: Path, source: str, missing: list[str]) -> str | None:

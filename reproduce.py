@@ -10,9 +10,12 @@ reads   outputs/<profile>/<task>/final_model.pt, test_logits.pt, test_files.csv,
 writes  only with --save, and then what predict_test.py writes; a former reference that differs is kept as *.backup
 """
 
+from pathlib import Path
+
 from dataset import IMAGE_SETS
-from evaluation import predict_test, read_results, save_results, tasks_with_model
-from project import TASKS, outputs_dir, run, shown
+from engine.evaluation import Prediction, Results, predict_test, read_results, save_results, with_model
+from engine.splits import read_splits
+from project import TASKS, config, outputs_dir, run, shown, splits_dir
 
 # Measured with both final models, in standard deviations of the logits (about 1.4): batches of 1 to 246 images and 1 or 2
 # threads move a logit by 2.5e-6 at most, another implementation of the convolutions by 1.6e-5; another image by about 1.
@@ -21,24 +24,24 @@ OTHER_ENVIRONMENT = 1e-3  # with room for a GPU's own algorithms
 
 
 def main(tasks: tuple[str, ...], save: bool) -> int:
-    there = tasks_with_model(tasks)
-    if save:
-        for task in there:
-            metrics = save_results(task, predict_test(task))
+    reproduced = []
+    for task, folder in with_model({task: outputs_dir(task) for task in tasks}).items():
+        lists = read_splits(splits_dir(task), task)
+        if save:
+            metrics = save_results(folder, task, predict_test(config.dataset_root, folder, task, lists))
             print(f"{IMAGE_SETS[task].name}: saved a new reference, test accuracy {metrics['accuracy']:.2%}")
-        print("next: python reproduce.py")
-        return 0
-    reproduced = [compare(task) for task in there]
-    print("next: python rank_images.py, python make_report.py")
+        else:
+            results = read_results(folder, task)  # before the time that predicting takes
+            reproduced.append(compare(task, folder, results, predict_test(config.dataset_root, folder, task, lists)))
+    print("next: python reproduce.py" if save else "next: python rank_images.py, python make_report.py")
     return 0 if all(reproduced) else 1
 
 
-def compare(task: str) -> bool:
-    """Predict again, print what agrees and what does not, and the verdict."""
-    reference, record = (results := read_results(task)).split, results.record
-    prediction = predict_test(task)
+def compare(task: str, folder: Path, results: Results, prediction: Prediction) -> bool:
+    """Print what agrees and what does not, and the verdict."""
+    reference, record = results.split, results.record
     files = prediction.split.files
-    print(f"{IMAGE_SETS[task].name}: {shown(outputs_dir(task) / 'final_model.pt')} on {len(files):,} test images")
+    print(f"{IMAGE_SETS[task].name}: {shown(folder / 'final_model.pt')} on {len(files):,} test images")
     reasons = list(results.changes)
 
     def check(what: str, same: bool, reason: str) -> None:

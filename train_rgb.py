@@ -9,12 +9,41 @@ writes  outputs/<profile>/rgb/<setting>/, final_model.pt and selection.csv besid
 Several GPUs: torchrun --nproc-per-node 4 train_rgb.py
 """
 
-from project import run
-from training import train
+from dataset import EuroSATDataset
+from engine.evaluation import select_final_model
+from engine.runtime import seed_everything, training_session
+from engine.splits import read_splits
+from engine.training import check_settings, train_setting
+from engine.weights import load_initial_weights
+from models import build_model
+from project import cache_dir, config, outputs_dir, pretrained_dir, run, settings_of, splits_dir
 
 
 def main() -> None:
-    train("rgb")
+    settings = settings_of("rgb")
+    check_settings("rgb", settings)
+    with training_session(outputs_dir("rgb")) as processes:
+        lists = read_splits(splits_dir("rgb"), "rgb")
+        common = {"seed": config.seed, "cache": cache_dir(), "device": processes.device}
+        for setting in settings:
+            with processes.first_process_first():  # it decodes the images, the others find them in the cache
+                train = EuroSATDataset(
+                    config.dataset_root,
+                    "rgb",
+                    lists["train"],
+                    setting.bands,
+                    augmentation=setting.augmentation,
+                    **common,
+                )
+                val = EuroSATDataset(
+                    config.dataset_root, "rgb", lists["val"], setting.bands, train.statistics, **common
+                )
+            weights = load_initial_weights(setting, pretrained_dir())
+            seed_everything(config.seed)
+            model = build_model(setting, weights)
+            train_setting(setting, model, train, val, lists, outputs_dir("rgb") / setting.name, processes)
+        if processes.rank == 0:
+            select_final_model("rgb", settings, lists, outputs_dir("rgb"), pretrained_dir())
 
 
 if __name__ == "__main__":

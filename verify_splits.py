@@ -13,15 +13,13 @@ import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
-from dataset import CLASSES, IMAGE_SETS, decode_image, image_paths
+from dataset import CLASSES, IMAGE_SETS, Split, decode_image, image_paths
 from engine.splits import (
     PUBLISHED_PROFILES,
-    Split,
     by_class,
     class_shares,
     complete_counts,
     complete_patches,
-    list_sizes,
     make_pools,
     overlapping_pairs,
     read_record,
@@ -71,7 +69,7 @@ def main() -> int:
     check_sizes(checks, lists, records)
     check_images(checks, lists)
     if checks.failed:
-        print(f"{checks.failed} of {checks.failed + checks.passed} checks failed in {shown(splits_dir())}")
+        print(f"{checks.failed} of {checks.failed + checks.passed} checks failed in {shown(splits_dir('rgb').parent)}")
         return 1
     print(f"all {checks.passed} checks passed; nothing was written")
     print("next: python train_rgb.py")
@@ -83,22 +81,22 @@ def read_lists(checks: Checks) -> tuple[Lists, dict[str, dict]]:
     lists: Lists = {}
     records = {}
     for task in TASKS:
-        if not any(split_path(task, part).exists() for part in PARTS):
+        if not any(split_path(splits_dir(task), part).exists() for part in PARTS):
             continue
         lists[task] = {}
         for part in PARTS:
             try:
-                lists[task][part] = read_split(task, part)
+                lists[task][part] = read_split(splits_dir(task), task, part)
                 count = len(lists[task][part].files)
                 checks.report(f"{task}/{part}.csv: {count:,} lines; header, paths and labels are right, no file twice")
             except UserError as error:
                 checks.report(f"{task}/{part}.csv is well-formed", str(error))
         try:
-            records[task] = read_record(task)
+            records[task] = read_record(splits_dir(task))
         except UserError as error:
             checks.report(f"{task}/split.json says what the lists were made from", str(error))
     if not lists:
-        raise UserError(f"no lists in {shown(splits_dir())}; run: python split_data.py")
+        raise UserError(f"no lists in {shown(splits_dir('rgb').parent)}; run: python split_data.py")
     return lists, records
 
 
@@ -132,11 +130,11 @@ def _everywhere(lists: Lists) -> list[tuple[str, str, Split]]:
     found = [(f"{config.profile}/{task}", part, split) for task in lists for part, split in lists[task].items()]
     others = set(DISJOINT_PROFILES) - {config.profile} if config.profile in DISJOINT_PROFILES else set()
     return found + [
-        (f"{profile}/{task}", part, read_split(task, part, profile))
+        (f"{profile}/{task}", part, read_split(splits_dir(task, profile), task, part))
         for profile in others
         for task in TASKS
         for part in PARTS
-        if split_path(task, part, profile).exists()
+        if split_path(splits_dir(task, profile), part).exists()
     ]
 
 
@@ -198,7 +196,7 @@ def check_origin(checks: Checks, lists: Lists, records: dict[str, dict]) -> None
 
 def check_sizes(checks: Checks, lists: Lists, records: dict[str, dict]) -> None:
     """Sizes as asked for, every class in every part, and each class's share where the image set was complete."""
-    sizes = list_sizes() or (1, 1, 1)
+    sizes = config.course_sizes if config.profile == "course" else (1, 1, 1)
     for task, record in records.items():
         complete = record["images_at_hand"] == complete_counts()
         if not complete and config.profile in DISJOINT_PROFILES:
@@ -238,7 +236,7 @@ def check_images(checks: Checks, lists: Lists) -> None:
         kind = IMAGE_SETS[task].name
         what = f"{task}: all {len(part_of):,} files are below {config.dataset_root} and are {kind} images of 64 x 64 pixels"
         try:
-            paths = image_paths(task, list(part_of))
+            paths = image_paths(config.dataset_root, task, list(part_of))
         except UserError as error:
             checks.report(what, str(error))
             continue

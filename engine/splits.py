@@ -22,13 +22,12 @@ import functools
 import io
 import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dataset import CLASSES, IMAGE_SETS, canonical_file, class_of, patch_of
-from project import PARTS, UserError, config, sha256, shown, splits_dir
+from dataset import CLASSES, Split, canonical_file, class_of, patch_of
+from project import PARTS, UserError, sha256, shown
 
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
 PUBLISHED_PROFILES = ("published", "spatial")
@@ -36,20 +35,9 @@ LIST_HEADER = ["file", "label", "class_name"]
 REMAKE = "python split_data.py --overwrite"
 
 
-@dataclass(frozen=True)
-class Split:
-    """One list: files as lists name them, sorted, and their labels (int64, the index in CLASSES)."""
-
-    files: list[str]
-    labels: np.ndarray
-
-    @property
-    def patches(self) -> list[str]:
-        return [patch_of(file) for file in self.files]
-
-    def text(self) -> str:
-        """The list as it stands on disk."""
-        return list_text(LIST_HEADER, [[f, label, CLASSES[label]] for f, label in zip(self.files, self.labels)])
+def split_text(split: Split) -> str:
+    """A list as it stands on disk."""
+    return list_text(LIST_HEADER, [[f, label, CLASSES[label]] for f, label in zip(split.files, split.labels)])
 
 
 def list_text(header: list[str], rows: list[list]) -> str:
@@ -124,53 +112,6 @@ def complete_counts() -> dict[str, int]:
     return {name: len(own) for name, own in by_class(complete_patches()).items()}
 
 
-def list_sizes() -> tuple[int, int, int] | None:
-    """Images in train, val and test that the profile asks for; None: all of the pools."""
-    return config.course_sizes if config.profile == "course" else None
-
-
-def make_lists(task: str, present: dict[str, Collection[str]], allow_smaller: bool) -> tuple[dict[str, Split], bool]:
-    """Make the lists of a task in the profile: {part: split}, and whether they are smaller than asked for.
-
-    Args:
-        present: {task: patches} that are at hand.
-        allow_smaller: take the pools whole where the image set is too small for the sizes.
-
-    Raises:
-        UserError: the set is too small, or a part would lack a class.
-    """
-    if config.profile in PUBLISHED_PROFILES:
-        parts = complete_patches().items()
-        return {part: as_split(task, [p for p, row in parts if row[config.profile] == part]) for part in PARTS}, False
-    everything = set().union(*present.values()) if config.profile == "demo" else complete_patches()
-    pools = make_pools(everything, config.split_seed)
-    there = {part: [patch for patch in pools[part] if patch in present[task]] for part in PARTS}
-    own = {part: by_class(there[part]) for part in PARTS}
-    for part in PARTS:
-        if absent := [name for name, patches in own[part].items() if not patches]:
-            raise UserError(
-                f"too few {IMAGE_SETS[task].name} images of {', '.join(absent)}: none is left for {part}; unpack more, or set another SPLIT_SEED"
-            )
-    sizes = list_sizes()
-    if sizes is None:
-        return {part: as_split(task, there[part]) for part in PARTS}, False
-    shares = {part: class_shares(size, complete_counts()) for part, size in zip(PARTS, sizes, strict=True)}
-    too_few = [(part, name) for part in PARTS for name in CLASSES if len(own[part][name]) < shares[part][name]]
-    if not too_few:
-        chosen = {part: [p for name in CLASSES for p in own[part][name][: shares[part][name]]] for part in PARTS}
-        return {part: as_split(task, chosen[part]) for part in PARTS}, False
-    if not allow_smaller:
-        part, name = too_few[0]
-        raise UserError(
-            f"the {IMAGE_SETS[task].name} set has {len(present[task]):,} images, which gives "
-            f"{' / '.join(f'{len(there[part]):,}' for part in PARTS)} for train / val / test where the "
-            f"profile {config.profile} asks for {' / '.join(f'{size:,}' for size in sizes)} (of {name} {len(own[part][name])} "
-            f"instead of {shares[part][name]} for {part}); unpack the whole data set, or set ALLOW_SMALLER_SPLITS in "
-            "config.py (or EUROSAT_ALLOW_SMALLER_SPLITS=1) to take what is there"
-        )
-    return {part: as_split(task, there[part]) for part in PARTS}, True
-
-
 def as_split(task: str, patches: Iterable[str]) -> Split:
     """The patches as a list names them, sorted."""
     files = sorted(canonical_file(task, patch) for patch in patches)
@@ -180,20 +121,22 @@ def as_split(task: str, patches: Iterable[str]) -> Split:
 # On disk ---------------------------------------------------------------------------------------------------------
 
 
-def split_path(task: str, part: str, profile: str | None = None) -> Path:
-    return splits_dir(profile) / task / f"{part}.csv"
+def split_path(folder: Path, part: str) -> Path:
+    return folder / f"{part}.csv"
 
 
-def record_path(task: str) -> Path:
-    return splits_dir() / task / "split.json"
+def record_path(folder: Path) -> Path:
+    return folder / "split.json"
 
 
-def make_record(lists: dict[str, Split], smaller: bool, present: Collection[str]) -> dict:
+def make_record(
+    lists: dict[str, Split], smaller: bool, present: Collection[str], profile: str, seed: int
+) -> dict[str, object]:
     """What the lists of a task were made from, and the hash that tells whether they were changed since."""
-    drawn = config.profile not in PUBLISHED_PROFILES
+    drawn = profile not in PUBLISHED_PROFILES
     return {
-        "profile": config.profile,
-        "seed": config.split_seed if drawn else None,
+        "profile": profile,
+        "seed": seed if drawn else None,
         "sizes": [len(lists[part].files) for part in PARTS],
         "smaller_than_asked_for": smaller,
         "images_at_hand": {name: len(own) for name, own in by_class(present).items()} if drawn else None,
@@ -201,13 +144,13 @@ def make_record(lists: dict[str, Split], smaller: bool, present: Collection[str]
     }
 
 
-def read_record(task: str) -> dict:
+def read_record(folder: Path) -> dict:
     """split.json of a task.
 
     Raises:
         UserError: it is missing, or is not what `split_data.py` writes.
     """
-    path = record_path(task)
+    path = record_path(folder)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         known = record["sizes"], record["smaller_than_asked_for"], record["lists_sha256"], record["seed"]
@@ -220,13 +163,13 @@ def read_record(task: str) -> dict:
         raise UserError(f"{shown(path)} is missing or damaged ({error}); bring it back, or run: {REMAKE}") from error
 
 
-def read_split(task: str, part: str, profile: str | None = None) -> Split:
-    """Read and check one list.
+def read_split(folder: Path, task: str, part: str) -> Split:
+    """Read and check one list of a task's folder.
 
     Raises:
         UserError: the list is missing or is not what `split_data.py` writes, with the line.
     """
-    return parse_split(split_path(task, part, profile), task, missing="python split_data.py", damaged=REMAKE)
+    return parse_split(split_path(folder, part), task, missing="python split_data.py", damaged=REMAKE)
 
 
 def parse_split(path: Path, task: str, missing: str, damaged: str) -> Split:
@@ -276,24 +219,22 @@ def parse_split(path: Path, task: str, missing: str, damaged: str) -> Split:
     return Split(files, labels)
 
 
-def read_splits(task: str) -> dict[str, Split]:
-    """Read all three lists of a task, {part: split}, and hold them to be disjoint.
+def read_splits(folder: Path, task: str) -> dict[str, Split]:
+    """Read all three lists of a task's folder, {part: split}, and hold them to be disjoint.
 
     Raises:
         UserError: as `read_split`, or a patch is in two lists.
     """
-    splits = {part: read_split(task, part) for part in PARTS}
+    splits = {part: read_split(folder, task, part) for part in PARTS}
     part_of: dict[str, str] = {}
     for part, split in splits.items():
         for file in split.files:
             other = part_of.setdefault(file, part)
             if other != part:
-                raise UserError(
-                    f"{file} is in {part}.csv and in {other}.csv of {shown(splits_dir() / task)}; run: {REMAKE}"
-                )
+                raise UserError(f"{file} is in {part}.csv and in {other}.csv of {shown(folder)}; run: {REMAKE}")
     return splits
 
 
 def splits_hash(splits: dict[str, Split]) -> str:
     """SHA-256 of the three lists of a task, whatever their line ends: says which split a model rests on."""
-    return sha256(*(splits[part].text().encode() for part in PARTS))
+    return sha256(*(split_text(splits[part]).encode() for part in PARTS))

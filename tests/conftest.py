@@ -20,8 +20,7 @@ import torch
 CODE = Path(__file__).parent.parent
 sys.path.insert(0, str(CODE))
 
-import models  # noqa: E402
-import training  # noqa: E402
+from engine import training, weights  # noqa: E402
 from project import CLASSES, config  # noqa: E402
 
 IMAGES_PER_CLASS = 10
@@ -29,7 +28,8 @@ OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:
 # Settings that train in seconds: what is tested is the machinery, not the accuracy.
 SMALL_SETTINGS = """
 import os
-from project import Setting, config
+from project import config
+from setting import Setting
 small = dict(weights=None, backbone="mobilenet_v3_small", image_size=32, batch_size=16)
 groups = (("B04", "B03", "B02"), ("B08", "B11", "B12"))
 for of_tasks in config.settings.values():
@@ -306,9 +306,9 @@ class Place:
         self.weights_are(path)
 
     def weights_are(self, path):
-        file = models.WeightsFile("a stand-in", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-        self.monkeypatch.setattr(models, "weights_file", lambda backbone, weights: file)
-        self.monkeypatch.setattr(training, "weights_file", lambda backbone, weights: file)
+        file = weights.WeightsFile("a stand-in", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        for module in (weights, training):
+            self.monkeypatch.setattr(module, "weights_file", lambda backbone, weights: file)
 
 
 def unlinked(path):

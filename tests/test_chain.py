@@ -74,7 +74,7 @@ def swap_rows(place):
 
 
 def change_the_model(place):
-    place.change("final_model.pt", lambda content: content["network"]["linear.bias"][0].add_(0.01))
+    place.change("final_model.pt", lambda content: content["model"]["linear.bias"][0].add_(0.01))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import CODE
 
-from project import Setting, UserError, read_config
+from project import UserError, read_config
+from setting import Setting
 
 TEXT = (CODE / "config.py").read_text()
 
@@ -87,7 +88,7 @@ def test_team_and_seeds(tmp_path, number, brackets):
 MISTAKES = [
     (set_to("DATASET_ROOT", "5"), 'DATASET_ROOT is 5; give a path as text, for example DATASET_ROOT = "/data/EuroSAT"'),
     (set_to("DATASET_ROOT", '""'), "DATASET_ROOT is ''; give a path as text"),
-    (set_to("DATASET_ROOT", '"~nobody here/x"'), "DATASET_ROOT is '~nobody here/x': Could not determine home directory"),
+    (set_to("DATASET_ROOT", '"~nobody here/x"'), "DATASET_ROOT is '~nobody here/x'; Could not determine home directory"),
     (set_to("DATASET_ROOT", "/data/EuroSAT"), "invalid syntax: DATASET_ROOT = /data/EuroSAT"),
     (set_to("DATASET_ROOT", '"/data'), "unterminated string literal"),
     (set_to("PROJECT_ROOT", "data"), "name 'data' is not defined"),
@@ -95,18 +96,18 @@ MISTAKES = [
     (set_to("TEAM", "None"), 'TEAM is None; write TEAM = [("Ada Lovelace", 3141592)]'),
     (set_to("TEAM", '{"Ada": 1}'), "TEAM is {'Ada': 1}; write TEAM"),
     (set_to("TEAM", '("Ada", 1)'), "TEAM is ('Ada', 1); write TEAM"),
-    (set_to("TEAM", '["Ada"]'), "TEAM has 'Ada'; write TEAM"),
+    (set_to("TEAM", '["Ada"]'), "TEAM is ['Ada']; write TEAM"),
     (set_to("TEAM", '[("Ada", 1)] * 4'), "at most three members"),
-    (set_to("TEAM", '[("Ada", "12a")]'), "TEAM has ('Ada', '12a'): the number must be digits alone"),
-    (set_to("TEAM", '[("Ada", -1)]'), "the number must be digits alone"),
-    (set_to("TEAM", '[("Ada", 1.0)]'), "the number must be digits alone"),
+    (set_to("TEAM", '[("Ada", "12a")]'), "TEAM is [('Ada', '12a')]; write TEAM"),
+    (set_to("TEAM", '[("Ada", -1)]'), "numbers of digits alone"),
+    (set_to("TEAM", '[("Ada", 1.0)]'), "numbers of digits alone"),
     (set_to("TEAM", '[("Ada", 1) ("Emmy", 2)]'), "'tuple' object is not callable"),
     (set_to("TEAM", '[("Ada", 0123)]'), "leading zeros in decimal integer literals are not permitted"),
     (set_to("SEED", '"12a"'), "SEED is '12a'; it must be a whole number from 0 to 4294967295"),
     (set_to("SEED", "-1"), "SEED is -1"),
     (set_to("SPLIT_SEED", "2 ** 40"), "SPLIT_SEED is 1099511627776"),
-    (set_to("PROFILE", '"big"'), "unknown PROFILE 'big'; known: course, full, published, spatial, demo"),
-    (set_to("PROFILE", "None"), "unknown PROFILE None"),
+    (set_to("PROFILE", '"big"'), "PROFILE is 'big'; known: course, full, published, spatial, demo"),
+    (set_to("PROFILE", "None"), "PROFILE is None; known"),
     (set_to("COURSE_SIZES", "(-1, 2, 3)"), "COURSE_SIZES is (-1, 2, 3); give three whole numbers"),
     (set_to("COURSE_SIZES", "2500"), "COURSE_SIZES is 2500"),
     (set_to("ALLOW_SMALLER_SPLITS", '"perhaps"'), "ALLOW_SMALLER_SPLITS is 'perhaps'; give True or False"),
@@ -168,7 +169,7 @@ def test_a_mistake_is_one_line_with_its_number(tmp_path, change, told):
 
 def test_what_the_environment_has_wrong_is_told(tmp_path):
     for name, value, told in (
-        ("EUROSAT_PROFILE", "big", "unknown PROFILE 'big'"),
+        ("EUROSAT_PROFILE", "big", "PROFILE is 'big'"),
         ("EUROSAT_ALLOW_SMALLER_SPLITS", "perhaps", "'perhaps'; give True or False"),
     ):
         with pytest.raises(UserError, match=told):

@@ -1,4 +1,4 @@
-"""Images become what a network sees: the right bands, the same tensors on both ways, augmentation by image."""
+"""Images become what a network sees: the right bands, one path for every reader, augmentation by image."""
 
 import hashlib
 import multiprocessing
@@ -14,13 +14,15 @@ from PIL import Image
 from tifffile import imwrite
 from torch.utils.data import DataLoader
 
-import benchmark
 import dataset
-import evaluation
-from augment import AUGMENTATIONS, RANDOM_NUMBERS, network_input, random_numbers
+from augment import AUGMENTATIONS, RANDOM_NUMBERS, preprocess, random_numbers
 from dataset import CLASSES, MS_BANDS, EuroSATDataset, band_statistics, load_images, read_image
+from engine.evaluation import in_order
+from engine.runtime import Processes
 from engine.splits import read_split
-from project import UserError, config
+from engine.training import EpochBatches
+from project import UserError, cache_dir, config, splits_dir
+from studies import benchmark
 
 RED_GREEN_BLUE = ("B04", "B03", "B02")
 
@@ -31,9 +33,14 @@ def lists(here):
 
 
 def dataset_of(task, part, bands=None, augmentation="none") -> EuroSATDataset:
-    train, split = read_split(task, "train"), read_split(task, part)
-    statistics = EuroSATDataset(task, train.files, train.labels, bands).statistics
-    return EuroSATDataset(task, split.files, split.labels, bands, statistics, augmentation)
+    train, split = (read_split(splits_dir(task), task, name) for name in ("train", part))
+    statistics = EuroSATDataset(config.dataset_root, task, train, bands).statistics
+    return EuroSATDataset(config.dataset_root, task, split, bands, statistics, augmentation, cache=cache_dir())
+
+
+def load(files, bands=RED_GREEN_BLUE):
+    """The RGB files' pixels and their hash, by way of the cache."""
+    return load_images(config.dataset_root, "rgb", files, bands, cache_dir())
 
 
 def test_bands_are_addressed_by_name(project, own_sample, monkeypatch):
@@ -42,10 +49,10 @@ def test_bands_are_addressed_by_name(project, own_sample, monkeypatch):
     pixels = np.broadcast_to(np.arange(13, dtype=np.uint16), (64, 64, 13))
     imwrite(own_sample / tif("Forest"), pixels, photometric="minisblack", planarconfig="contig")
     bands = ("B8A", "B04", "B08", "B10", "B11", "B01")
-    images = load_images("ms", [tif("Forest")], bands)
-    assert images.pixels[0, 5, 7].tolist() == [12, 3, 7, 9, 10, 0]
+    pixels, _ = load_images(own_sample, "ms", [tif("Forest")], bands)
+    assert pixels[0, 5, 7].tolist() == [12, 3, 7, 9, 10, 0]
     with pytest.raises(UserError, match=r"unknown band 'B8' of the multispectral set; known: B01, .*, B8A"):
-        load_images("ms", [tif("Forest")], ["B8"])
+        load_images(own_sample, "ms", [tif("Forest")], ["B8"])
 
 
 def test_bands_are_physically_right(project, sample):
@@ -70,24 +77,53 @@ def test_jpeg_pixels_are_those_of_pillow(project, sample):
 
 
 @pytest.mark.parametrize("task", ["rgb", "ms"])
-def test_both_ways_give_the_same_tensors(lists, task):
-    """The data set in a DataLoader with workers, twice, in any batch; and the batch way: bit for bit."""
+def test_every_way_of_asking_gives_the_same_tensors(lists, task):
+    """One by one, any DataLoader with workers, whole batches as in training, as in evaluation: bit for bit."""
     bands = ("B04", "B03", "B02") if task == "rgb" else ("B04", "B03", "B02", "B8A", "B11", "B12")
     data = dataset_of(task, "val", bands)
     one_by_one = torch.stack([data[i][0] for i in range(len(data))])
-    batches = list(DataLoader(data, batch_size=7, num_workers=2))
-    assert torch.equal(one_by_one, torch.cat([images for images, _ in batches]))
-    assert torch.cat([labels for _, labels in batches]).tolist() == data.labels.tolist()
-    pixels = torch.from_numpy(np.array(load_images(task, data.files, bands).pixels))
-    random = torch.empty(len(pixels), RANDOM_NUMBERS)
-    mean, std = map(torch.from_numpy, data.statistics)
-    whole = network_input(pixels, mean, std, "none", random)
-    assert torch.equal(one_by_one, whole) and whole.is_contiguous(memory_format=torch.channels_last)
-    assert whole.dtype == torch.float32 and whole.shape == (20, len(bands), 64, 64)
+    labels = [data[i][1] for i in range(len(data))]
+    assert labels == data.split.labels.tolist() and all(type(label) is int for label in labels)
+    loader = DataLoader(data, batch_size=7, num_workers=2, multiprocessing_context="fork")
+    for batches in (list(loader), list(in_order(data))):
+        assert torch.equal(one_by_one, torch.cat([images for images, _ in batches]))
+        assert torch.cat([own for _, own in batches]).tolist() == labels
+    sampler = EpochBatches(len(data), 7, 0, Processes(0, 1, torch.device("cpu")))
+    for (images, own), indices in zip(DataLoader(data, sampler=sampler, batch_size=None), sampler, strict=True):
+        assert torch.equal(images, one_by_one[indices]) and own.tolist() == [labels[i] for i in indices]
+        assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
+    pixels, _ = load_images(config.dataset_root, task, data.split.files, bands)
+    whole = preprocess(torch.from_numpy(pixels), data.mean, data.std, "none", torch.empty(len(data), RANDOM_NUMBERS))
+    assert torch.equal(one_by_one, whole) and whole.shape == (20, len(bands), 64, 64)
+
+
+def test_what_lies_on_a_gpu_is_read_as_from_the_disk(lists):
+    """CUDA cannot index uint16, so the bits travel as int16."""
+    data = dataset_of("ms", "val")
+    before = data[[3, 1, 4]][0]
+    data._on_gpu = torch.from_numpy(np.array(data.pixels.view(np.int16)))
+    assert torch.equal(data[[3, 1, 4]][0], before)
+
+
+def test_without_a_cache_nothing_is_written(lists, project):
+    split = read_split(splits_dir("rgb"), "rgb", "val")
+    before = sorted(project.rglob("*"))
+    EuroSATDataset(config.dataset_root, "rgb", split)
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_new_epoch_reaches_workers_that_live_on(lists):
+    """They repeated the first epoch's augmentation once."""
+    data = dataset_of("rgb", "val", augmentation="strong")
+    loader = DataLoader(data, batch_size=7, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+    for epoch in (0, 1, 2):
+        data.set_epoch(epoch)
+        assert torch.equal(torch.cat([images for images, _ in loader]), data[list(range(len(data)))][0])
 
 
 def test_scaling_to_0_1_and_standardising(lists):
-    train = load_images("ms", read_split("ms", "train").files, ("B04", "B10")).pixels
+    files = read_split(splits_dir("ms"), "ms", "train").files
+    train, _ = load_images(config.dataset_root, "ms", files, ("B04", "B10"))
     mean, std = band_statistics(train)
     values = train.reshape(-1, 2) / 65535
     assert np.allclose(mean, values.mean(0), rtol=1e-5) and np.allclose(std, values.std(0), rtol=1e-4)
@@ -140,35 +176,35 @@ def test_evaluation_has_no_augmentation(lists):
 def test_cache_is_valid_for_exactly_these_files(project, own_sample, monkeypatch):
     monkeypatch.setattr(config, "dataset_root", own_sample)
     files = [jpeg("Forest", n) for n in (1, 2, 3)]
-    first = load_images("rgb", files, ("B04", "B03", "B02"))
-    assert isinstance(first.pixels, np.memmap)
+    first = load(files)
+    assert isinstance(first[0], np.memmap)
     decoded = []
     real = dataset.read_image
     monkeypatch.setattr(dataset, "read_image", lambda path, task: decoded.append(path) or real(path, task))
-    again = load_images("rgb", files, ("B04", "B03", "B02"))
-    assert not decoded and again.sha256 == first.sha256 and (again.pixels == first.pixels).all()
-    load_images("rgb", files[:2], ("B04", "B03", "B02"))
+    again = load(files)
+    assert not decoded and again[1] == first[1] and (again[0] == first[0]).all()
+    load(files[:2])
     assert len(decoded) == 2
-    reversed_bands = load_images("rgb", files, ("B02", "B03", "B04"))
-    assert len(decoded) == 5 and (reversed_bands.pixels[..., ::-1] == first.pixels).all()
+    reversed_bands = load(files, ("B02", "B03", "B04"))
+    assert len(decoded) == 5 and (reversed_bands[0][..., ::-1] == first[0]).all()
     (own_sample / files[0]).write_bytes((own_sample / jpeg("River")).read_bytes())
-    changed = load_images("rgb", files, ("B04", "B03", "B02"))
-    assert changed.sha256 != first.sha256 and (changed.pixels[0] != first.pixels[0]).any()
+    changed = load(files)
+    assert changed[1] != first[1] and (changed[0][0] != first[0][0]).any()
     for size in (1000, 0):
         for path in (project / "cache").iterdir():
             path.write_bytes(path.read_bytes()[:size])  # as after a full disk: decoded again
-        assert load_images("rgb", files, ("B04", "B03", "B02")).sha256 == changed.sha256
+        assert load(files)[1] == changed[1]
 
 
 def test_a_cache_damaged_in_its_middle_is_not_used(project):
     files = [jpeg("Forest", n) for n in (1, 2, 3)]
-    first = load_images("rgb", files, RED_GREEN_BLUE)
+    first = load(files)
     (path,) = (project / "cache").glob("*.npy")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    again = load_images("rgb", files, RED_GREEN_BLUE)
-    assert again.sha256 == first.sha256 == hashlib.sha256(again.pixels.tobytes()).hexdigest()
+    again = load(files)
+    assert again[1] == first[1] == hashlib.sha256(again[0].tobytes()).hexdigest()
 
 
 def test_an_image_replaced_by_another_of_its_size_and_time_is_noticed(project, own_sample):
@@ -179,10 +215,10 @@ def test_an_image_replaced_by_another_of_its_size_and_time_is_noticed(project, o
     for path in (first, other):  # bytes behind the end of a JPEG are ignored
         path.write_bytes(path.read_bytes().ljust(size, b"\0"))
         os.utime(path, ns=(times, times))
-    before = load_images("rgb", [jpeg("Forest")], RED_GREEN_BLUE)
+    before = load([jpeg("Forest")])
     shutil.copy2(other, first)
     assert first.stat().st_mtime_ns == times and first.stat().st_size == size
-    assert load_images("rgb", [jpeg("Forest")], RED_GREEN_BLUE).sha256 != before.sha256
+    assert load([jpeg("Forest")])[1] != before[1]
 
 
 def test_what_a_killed_decoding_left_is_removed_and_what_one_at_work_writes_is_not(project):
@@ -194,7 +230,7 @@ def test_what_a_killed_decoding_left_is_removed_and_what_one_at_work_writes_is_n
         path.write_bytes(b"half")
     for path in old:
         os.utime(path, (0, 0))
-    load_images("rgb", [jpeg("Forest")], RED_GREEN_BLUE)
+    load([jpeg("Forest")])
     assert not any(path.exists() for path in old) and young.exists() and len(list(cache.iterdir())) == 2
 
 
@@ -208,12 +244,12 @@ def test_two_that_decode_at_once_both_get_the_pixels(project, monkeypatch, momen
         renamings.append(target)
         if len(renamings) == moment:
             with multiprocessing.get_context("fork").Pool(1) as other:
-                found.append(other.apply(load_images, ("rgb", files, RED_GREEN_BLUE)))
+                found.append(other.apply(load, (files,)))
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    own = load_images("rgb", files, RED_GREEN_BLUE)
-    assert found[0].sha256 == own.sha256 and (found[0].pixels == own.pixels).all()
+    own = load(files)
+    assert found[0][1] == own[1] and (found[0][0] == own[0]).all()
     assert len(list((project / "cache").iterdir())) == 1
 
 
@@ -230,20 +266,17 @@ def test_a_giant_tif_is_refused_before_it_is_unpacked(tmp_path):
 
 def test_the_benchmark_streams_every_image_once(lists, monkeypatch):
     seen = []
-    real = evaluation.batch_reader
-
-    def reader(*arguments):
-        read = real(*arguments)
-        return lambda indices: seen.extend(indices.tolist()) or read(indices)
-
-    monkeypatch.setattr(evaluation, "batch_reader", reader)
+    real = EuroSATDataset.__getitem__
+    monkeypatch.setattr(
+        EuroSATDataset, "__getitem__", lambda data, index: seen.extend(index.tolist()) or real(data, index)
+    )
     part = benchmark.stream(3)
     for _ in range(3):
         part()
-    assert sorted(seen) == list(range(3 * len(read_split("rgb", "train").files)))
+    assert sorted(seen) == list(range(3 * len(read_split(splits_dir("rgb"), "rgb", "train").files)))
 
 
 def test_labels_are_the_alphabetical_order(lists):
-    split = read_split("rgb", "train")
+    split = read_split(splits_dir("rgb"), "rgb", "train")
     assert list(CLASSES) == sorted(CLASSES) and set(split.labels) == set(range(10))
     assert all(f"/{CLASSES[label]}/" in file for file, label in zip(split.files, split.labels, strict=True))

@@ -347,13 +347,13 @@ class Cases:
         return "train_rgb.py"
 
     def checkpoint_of_another_network(place):
-        """last.pt is no checkpoint of this network"""
-        place.change("second/last.pt", lambda content: content["network"].popitem())
+        """last.pt is no checkpoint of this model"""
+        place.change("second/last.pt", lambda content: content["model"].popitem())
         return "train_rgb.py"
 
     def checkpoint_with_a_shortened_history(place):
-        """last.pt is no checkpoint of this network (its parts disagree)"""
-        place.change("second/last.pt", lambda content: content["progress"]["history"].pop())
+        """last.pt is no checkpoint of this model (its parts disagree)"""
+        place.change("second/last.pt", lambda content: content["history"].pop(0))
         return "train_rgb.py"
 
     def best_checkpoint_missing(place):
@@ -431,7 +431,7 @@ class Cases:
         return place.settings("rgb", weights="DEFAULT", epochs=1)
 
     def weights_of_another_network(place):
-        """does not hold weights of mobilenet_v3_small"""
+        """the initial weights are not those of mobilenet_v3_small:"""
         place.pretrained({"some.weight": torch.zeros(3)})
         return place.settings("rgb", weights="DEFAULT", epochs=1)
 
@@ -450,7 +450,7 @@ class Cases:
         return place.settings("rgb", backbone="resnet1")
 
     def backbone_that_cannot_be_cut(place):
-        """vit_b_16 cannot be cut after a pooling of its feature map"""
+        """vit_b_16 cannot be cut after a global pooling"""
         return place.settings("rgb", backbone="vit_b_16")
 
     def fusion_unknown(place):
@@ -616,7 +616,7 @@ class Evil:
 def test_a_pickle_that_would_run_code_does_not(place, monkeypatch, tmp_path, name, command):
     monkeypatch.setenv("EVIL_FILE", str(tmp_path / "ran"))
     path = place.root / name
-    for write in (lambda: torch.save({"network": Evil()}, path), lambda: path.write_bytes(pickle.dumps(Evil()))):
+    for write in (lambda: torch.save({"model": Evil()}, path), lambda: path.write_bytes(pickle.dumps(Evil()))):
         if name.startswith("pretrained"):
             place.settings("rgb", weights="DEFAULT")
             path.parent.mkdir(exist_ok=True)

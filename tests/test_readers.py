@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 import make_report
 import reproduce
 from dataset import read_image
+from engine import checkpoint
+from engine.checkpoint import best_epoch, load_checkpoint
+from engine.evaluation import load_model, read_results
 from engine.splits import read_split
-from evaluation import load_model, read_results, setting_from
-from models import build_network, load_tensors
-from project import Setting, UserError
-from training import Progress, restore
+from engine.weights import load_tensors
+from models import build_model
+from project import UserError
+from setting import Setting
 
 # The same examples each time, and no more than the suite has time for.
 FUZZ = settings(
@@ -99,7 +102,7 @@ def test_split_list(copied):
     def fuzz(content):
         path.write_bytes(content)
         with contextlib.suppress(UserError):
-            split = read_split("rgb", "val")
+            split = read_split(copied / "splits/demo/rgb", "rgb", "val")
             assert len(split.files) == len(split.labels) > 0
             assert not any(file.startswith("/") or ".." in file.split("/") for file in split.files)
 
@@ -133,28 +136,28 @@ def test_bytes_of_a_checkpoint(trained, tmp_path, project):
     fuzz()
 
 
-def test_checkpoint_and_its_history(trained, project):
+def test_checkpoint_and_its_history(trained, monkeypatch):
     whole = torch.load(trained.root / "outputs/demo/rgb/first/last.pt", weights_only=True)
-    setting = setting_from({field.name: whole["identity"][field.name] for field in dataclasses.fields(Setting)})
-    network = build_network(setting, None)
-    tensors, rest = split_after(whole["network"], 3)
+    setting = Setting(**{field.name: whole["identity"][field.name] for field in dataclasses.fields(Setting)})
+    model = build_model(setting, None)
+    tensors, rest = split_after(whole["model"], 3)
     states, rest_of_states = split_after(whole["optimizer"]["state"], 2)
-    few = {key: whole[key] for key in ("precision", "progress", "versions")}
-    few |= {"network": tensors, "optimizer": {**whole["optimizer"], "state": states}}
+    few = {key: whole[key] for key in ("history", "versions", "mean", "std", "identity")}
+    few |= {"model": tensors, "optimizer": {**whole["optimizer"], "state": states}}
 
     @FUZZ
     @given(edited(few))
     def fuzz(content):
-        if isinstance(content.get("network"), dict):
-            content["network"] |= rest
+        if isinstance(content.get("model"), dict):
+            content["model"] |= rest
         if isinstance(content.get("optimizer"), dict) and isinstance(content["optimizer"].get("state"), dict):
             content["optimizer"]["state"] |= rest_of_states
-        optimizer = torch.optim.AdamW(network.parameters())
+        monkeypatch.setattr(checkpoint, "load_tensors", lambda path: content)
+        optimizer = torch.optim.AdamW(model.parameters())
         with contextlib.suppress(UserError):
-            progress, precision = restore(project / "first/last.pt", content, network, optimizer)
-            assert isinstance(progress, Progress) and len(progress.history) == progress.epoch
-            math.fsum([progress.loss, progress.seconds, *(progress.best or {}).values()])
-            assert precision in ("float32", "bfloat16")
+            history = load_checkpoint(trained.root / "outputs/demo/rgb/first/last.pt", model, optimizer)
+            assert len(history) == 2 and best_epoch(history) in history
+            math.fsum(value for row in history for value in row.values() if value is not None)
 
     fuzz()
 
@@ -163,16 +166,16 @@ def test_final_model(copied):
     path = copied / "outputs/demo/rgb/final_model.pt"
     whole = torch.load(path, weights_only=True)
 
-    tensors, rest = split_after(whole["network"], 3)
+    tensors, rest = split_after(whole["model"], 3)
 
     @settings(FUZZ, max_examples=40)
-    @given(edited({**whole, "network": tensors}))
+    @given(edited({**whole, "model": tensors}))
     def fuzz(content):
-        if isinstance(content.get("network"), dict):
-            content["network"] |= rest
+        if isinstance(content.get("model"), dict):
+            content["model"] |= rest
         torch.save(content, path)
         with contextlib.suppress(UserError):
-            load_model("rgb", torch.device("cpu"))
+            load_model(copied / "outputs/demo/rgb", "rgb", torch.device("cpu"))
 
     fuzz()
 
@@ -192,7 +195,9 @@ def test_results(copied, name):
             path.write_bytes(data.draw(damaged(whole)))
 
         def compare():
-            reproduce.environment_difference(read_results("rgb").record["environment"], {"torch": "2"})
+            reproduce.environment_difference(
+                read_results(copied / "outputs/demo/rgb", "rgb").record["environment"], {"torch": "2"}
+            )
 
         for read in (compare, lambda: make_report.read_task("rgb", [])):
             with contextlib.suppress(UserError):

@@ -16,14 +16,15 @@ from engine.splits import (
     class_shares,
     complete_counts,
     complete_patches,
-    make_lists,
     make_pools,
     overlapping_pairs,
     read_split,
     read_splits,
+    split_text,
     splits_hash,
 )
-from project import PARTS, TASKS, UserError, config
+from project import PARTS, TASKS, UserError, config, splits_dir
+from split_data import draw_lists
 
 SEED = 20190702
 
@@ -113,24 +114,21 @@ def test_names_alone_give_the_lists_that_were_handed_in(here, complete, tmp_path
                 assert (config.project_root / name).read_bytes() == (CODE / name).read_bytes(), (layout, name)
 
 
-def test_half_of_the_files_and_one_set_give_the_same_pools(project):
+def test_half_of_the_files_and_one_set_give_the_same_pools():
     names, pools = list(complete_patches()), pool_table(SEED)
-    config.profile = "full"
     for present in ({"rgb": names[::2]}, {"ms": names[1::3]}, {"rgb": names[::5], "ms": names}):
         present = {task: set(own) for task, own in present.items()}
         for task, own in present.items():
-            lists, smaller = make_lists(task, present, allow_smaller=False)
+            lists, smaller = draw_lists(task, present, "full", SEED, None)
             for part in PARTS:
                 assert lists[part].patches == sorted(patch for patch in own if pools.get(patch) == part)
             assert not smaller
 
 
-def test_course_lies_inside_full_and_has_each_class_s_share(project):
+def test_course_lies_inside_full_and_has_each_class_s_share():
     present = {"rgb": complete_patches()}
-    config.profile = "full"
-    full, _ = make_lists("rgb", present, allow_smaller=False)
-    config.profile = "course"
-    course, _ = make_lists("rgb", present, allow_smaller=False)
+    full, _ = draw_lists("rgb", present, "full", SEED, None)
+    course, _ = draw_lists("rgb", present, "course", SEED, (2500, 1000, 2000))
     for part, size in zip(PARTS, (2500, 1000, 2000), strict=True):
         assert len(course[part].files) == size and set(course[part].files) <= set(full[part].files)
         counts = dict(zip(CLASSES, np.bincount(course[part].labels).tolist(), strict=True))
@@ -192,7 +190,7 @@ def test_all_layouts_are_found(tmp_path, rgb, ms):
     layout = {task: folder for task, folder in (("rgb", rgb), ("ms", ms)) if folder}
     root = empty_images(tmp_path, FEW, layout)
     for task in TASKS:
-        found = find_images(task, root)
+        found = find_images(root, task)
         assert (found is None) == (task not in layout)
         if found:
             prefix = "" if layout[task] == "." else layout[task] + "/"
@@ -242,7 +240,7 @@ def test_litter_is_passed_over_and_upper_case_is_not(tmp_path):
     (root / "EuroSAT_RGB" / "label_map.json").touch()
     (folder / "Forest_3.jpg").rename(folder / "Forest_3.JPG")
     (folder / "a name with spaces ü.jpeg").touch()
-    forest = [file for patch, file in find_images("rgb", root).items() if patch.startswith("Forest/")]
+    forest = [file for patch, file in find_images(root, "rgb").items() if patch.startswith("Forest/")]
     names = ["Forest_1.jpg", "Forest_2.jpg", "Forest_3.JPG", "a name with spaces ü.jpeg"]
     assert forest == [f"EuroSAT_RGB/Forest/{name}" for name in names]
 
@@ -250,7 +248,7 @@ def test_litter_is_passed_over_and_upper_case_is_not(tmp_path):
 def test_a_half_unpacked_copy_does_not_hide_the_data_set(tmp_path):
     root = empty_images(tmp_path, FEW, {"rgb": "EuroSAT"})
     empty_images(root, FEW[::3], {"rgb": "2750"})
-    assert len(find_images("rgb", root)) == 30
+    assert len(find_images(root, "rgb")) == 30
 
 
 # What split_data.py answers --------------------------------------------------------------------------------------
@@ -281,7 +279,7 @@ def test_too_small_for_the_course_stops_or_is_recorded(here, complete):
     config.profile = "course"
     config.dataset_root = empty_images(config.project_root / "images", some, {"ms": "EuroSAT_MS"})
     line = here.refused("split_data.py")
-    assert "has 900 images" in line and "2,500 / 1,000 / 2,000" in line and "EUROSAT_ALLOW_SMALLER_SPLITS" in line
+    assert "has 900 images, too few for the 2,500 / 1,000 / 2,000" in line and "EUROSAT_ALLOW_SMALLER_SPLITS" in line
     assert not (config.project_root / "splits").exists()
     config.allow_smaller_splits = True
     here.run("split_data.py")
@@ -362,14 +360,16 @@ def test_verify_finds_every_pair_that_shares_a_patch(place, task_a, task_b):
 
 
 def test_verify_finds_patches_on_the_same_ground(place, monkeypatch):
-    train, test = (read_split("rgb", part).patches[0] for part in ("train", "test"))
+    train, test = (read_split(splits_dir("rgb"), "rgb", part).patches[0] for part in ("train", "test"))
     monkeypatch.setattr(splits, "overlapping_pairs", lambda: [(train, test)])
     line = next(line for line in place.here.run("verify_splits.py", status=1).splitlines() if "same ground" in line)
     assert line.startswith("FAIL") and f"1 across train and test, for example {train} and {test}" in line
 
 
 def test_verify_finds_one_image_under_two_names(place):
-    train, test = (place.own_sample() / read_split("rgb", part).files[0] for part in ("train", "test"))
+    train, test = (
+        place.own_sample() / read_split(splits_dir("rgb"), "rgb", part).files[0] for part in ("train", "test")
+    )
     content = train.read_bytes()
     test.unlink()
     test.write_bytes(content)
@@ -391,7 +391,7 @@ def test_verify_counts_the_published_pairs_and_finds_another_name(here, complete
     edit(folder / "test.csv", lambda lines: lines[:-1])
     edit(folder / "val.csv", lambda lines: sorted([*lines[1:], moved, lines[0]], key=lambda x: (x != lines[0], x)))
     record = json.loads((folder / "split.json").read_text())
-    record["lists_sha256"] = splits_hash(read_splits("rgb"))
+    record["lists_sha256"] = splits_hash(read_splits(splits_dir("rgb"), "rgb"))
     (folder / "split.json").write_text(json.dumps(record))
     output = here.run("verify_splits.py", status=1)
     assert "FAIL  rgb: test has the 5,399 names" in output and "FAIL  rgb: val has the 5,401 names" in output
@@ -413,10 +413,16 @@ def test_verify_finds_profiles_that_disagree(here, complete):
 
 @pytest.mark.parametrize("change", [lambda b: b.replace(b"\n", b"\r\n"), lambda b: b"\xef\xbb\xbf" + b])
 def test_line_ends_and_a_byte_order_mark_do_not_change_a_list(place, change):
-    before, hash_before = read_split("rgb", "train"), splits_hash(read_splits("rgb"))
+    before, hash_before = (
+        read_split(splits_dir("rgb"), "rgb", "train"),
+        splits_hash(read_splits(splits_dir("rgb"), "rgb")),
+    )
     path = place.list("rgb", "train")
     path.write_bytes(change(path.read_bytes()))
-    assert read_split("rgb", "train").files == before.files and splits_hash(read_splits("rgb")) == hash_before
+    assert (
+        read_split(splits_dir("rgb"), "rgb", "train").files == before.files
+        and splits_hash(read_splits(splits_dir("rgb"), "rgb")) == hash_before
+    )
     assert "unchanged splits/demo/rgb" in place.here.run("split_data.py")
     place.here.run("verify_splits.py")
 
@@ -427,10 +433,10 @@ def test_a_comma_in_a_name_is_no_column(place):
     place.list("rgb", "val").write_text(
         "file,label,class_name\n" + "".join(f'"{file}",{i},{CLASSES[i]}\n' for i, file in enumerate(files))
     )
-    assert read_split("rgb", "val").files == files
-    assert list(csv.reader(read_split("rgb", "val").text().splitlines()))[1][0] == files[0]
+    assert read_split(splits_dir("rgb"), "rgb", "val").files == files
+    assert list(csv.reader(split_text(read_split(splits_dir("rgb"), "rgb", "val")).splitlines()))[1][0] == files[0]
 
 
 def test_no_lists(project):
     with pytest.raises(UserError, match=r"python split_data\.py"):
-        read_split("rgb", "train")
+        read_split(splits_dir("rgb"), "rgb", "train")

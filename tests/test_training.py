@@ -13,19 +13,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CODE, files_below, jpeg
 
 import models
-import training
-from dataset import CLASSES, band_statistics, load_images
-from engine.splits import read_split
-from evaluation import load_model, measure, predict
+from dataset import CLASSES, EuroSATDataset, band_statistics, load_images
+from engine import runtime, training
+from engine.evaluation import compute_metrics, in_order, load_model, predict
+from engine.runtime import Processes
+from engine.splits import read_splits
+from engine.training import EpochBatches, learning_rate
 from project import Setting, config, sha256
-from training import learning_rate
 
 TENSOR_FILES = ("first/best.pt", "first/last.pt", "second/best.pt", "second/last.pt", "final_model.pt")
 
@@ -40,7 +40,7 @@ def results(root) -> dict:
     content = {}
     for name in TENSOR_FILES:
         loaded = torch.load(folder / name, weights_only=True)
-        for row in loaded.get("progress", {}).get("history", []):
+        for row in loaded.get("history", []):
             row.pop("seconds")
         content[name] = json.dumps(loaded, default=hash_of, sort_keys=True)
     for name in ("first", "second"):
@@ -68,27 +68,20 @@ def test_the_best_epoch_of_all_settings_is_saved(project, here, monkeypatch):
     config.settings["demo"]["rgb"] = settings
     planned = iter([(0.3, 0.3), (0.9, 0.4), (0.5, 0.9), (0.9, 0.5), (0.9, 0.45)])
     states = []
-    real = training.measure
+    real = training.evaluate
 
-    def scripted(logits, labels):
+    def scripted(model, loader, processes):
         accuracy, mean_tpr = next(planned)
-        return {**real(logits, labels), "accuracy": accuracy, "mean_tpr": mean_tpr}
+        states.append({key: value.clone() for key, value in model.state_dict().items()})
+        return {**real(model, loader, processes), "accuracy": accuracy, "mean_tpr": mean_tpr}
 
-    real_predict = training.predict
-    monkeypatch.setattr(training, "measure", scripted)
-    monkeypatch.setattr(
-        training,
-        "predict",
-        lambda network, *rest: (
-            states.append({k: v.clone() for k, v in network.state_dict().items()}) or real_predict(network, *rest)
-        ),
-    )
-    training.train("rgb")
-    model = load_model("rgb", torch.device("cpu"))
+    monkeypatch.setattr(training, "evaluate", scripted)
+    here.run("train_rgb.py")
+    final = load_model(project / "outputs/demo/rgb", "rgb", torch.device("cpu"))
     # Equal accuracy: the mean TPR decides, so the first epoch of the second setting.
-    assert (model.about["setting"]["name"], model.about["epoch"]) == ("second", 1)
-    assert all(torch.equal(value, states[3][key]) for key, value in model.network.state_dict().items())
-    assert any(not torch.equal(value, states[4][key]) for key, value in model.network.state_dict().items())
+    assert (final.about["setting"]["name"], final.about["epoch"]) == ("second", 1)
+    assert all(torch.equal(value, states[3][key]) for key, value in final.model.state_dict().items())
+    assert any(not torch.equal(value, states[4][key]) for key, value in final.model.state_dict().items())
     selection = list(csv.DictReader((project / "outputs/demo/rgb/selection.csv").open()))
     assert [(row["setting"], row["selected"], row["best_epoch"]) for row in selection] == [
         ("first", "no", "2"),
@@ -96,20 +89,20 @@ def test_the_best_epoch_of_all_settings_is_saved(project, here, monkeypatch):
     ]
 
 
-def test_final_model_says_all_that_is_to_be_known(trained, monkeypatch, sample):
-    for name, value in (("project_root", trained.root), ("dataset_root", sample), ("profile", "demo")):
-        monkeypatch.setattr(config, name, value)
+def test_final_model_says_all_that_is_to_be_known(trained, sample):
     content = torch.load(trained.root / "outputs/demo/ms/final_model.pt", weights_only=True)
     assert content["classes"] == list(CLASSES) and content["task"] == "ms"
     assert content["bands"] == ["B04", "B03", "B02", "B08", "B11", "B12"]
-    train = load_images("ms", read_split("ms", "train").files, content["bands"]).pixels
+    lists = read_splits(trained.root / "splits/demo/ms", "ms")
+    train, _ = load_images(sample, "ms", lists["train"].files, content["bands"])
     mean, std = band_statistics(train)
     assert content["mean"].tolist() == mean.tolist() and content["std"].tolist() == std.tolist()
+    assert content["images"] == {"train": 60, "val": 20, "test": 20} and content["initial_weights"] is None
     # Its val figures are those of the weights in it.
-    val = read_split("ms", "val")
-    model = load_model("ms", torch.device("cpu"))
-    logits = predict(model.network, load_images("ms", val.files, model.bands).pixels, model.mean, model.std)
-    assert measure(logits, val.labels)["accuracy"] == content["val"]["val_accuracy"]
+    final = load_model(trained.root / "outputs/demo/ms", "ms", torch.device("cpu"))
+    val = EuroSATDataset(sample, "ms", lists["val"], final.bands, (final.mean, final.std))
+    logits, labels = predict(final.model, in_order(val))
+    assert compute_metrics(logits, labels.numpy())["accuracy"] == content["val"]["val_accuracy"]
 
 
 def test_a_finished_setting_is_not_trained_again(trained_copy):
@@ -159,7 +152,7 @@ def test_a_stopped_run_says_how_to_continue_and_ends_as_an_uninterrupted_one(tra
     process.send_signal(how)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + how, out
-    told = out.partition("saved. To continue: ")[2].strip()
+    told = out.partition("all whole epochs are kept in outputs/demo/rgb. To continue: ")[2].strip()
     assert told.endswith(" python train_rgb.py"), out
     assert f"EUROSAT_PROFILE=demo EUROSAT_PROJECT_ROOT={shlex.quote(str(user.root))} " in told
     user.run("train_rgb.py")
@@ -170,9 +163,8 @@ def test_a_stopped_run_says_how_to_continue_and_ends_as_an_uninterrupted_one(tra
 # before it has begun to write a checkpoint. Checkpoints are written after each batch. Prints what it did.
 KILLER = """
 import json, os, pathlib, random, runpy, signal, sys, time
-import training
+import train_rgb
 from project import config
-training.CHECKPOINT_SECONDS = 0
 code, splits = map(pathlib.Path, sys.argv[1:])
 draw, kills, while_writing, root, finished = random.Random(0), 0, 0, None, []
 while kills < 20 or root:
@@ -240,12 +232,12 @@ def change_an_image(place):
 
 
 def change_the_seed(place):
-    """seed, initial_network_sha256"""
+    """seed, initial_model_sha256"""
     config.seed = 5
 
 
 def change_the_initial_weights(place):
-    """initial_network_sha256"""
+    """initial_model_sha256"""
     place.pretrained(models.torchvision_models.mobilenet_v3_small().state_dict())
     place.settings("rgb", weights="DEFAULT")
     place.here.run("train_rgb.py")
@@ -310,13 +302,13 @@ def test_too_little_memory_is_one_line(place, monkeypatch, error):
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(training, "network_input", refuse)
+    monkeypatch.setattr(training, "train_one_epoch", refuse)
     assert "out of memory" in (line := place.here.refused("train_rgb.py")) and "set a smaller batch_size" in line
 
 
 def test_a_bug_still_shows_its_traceback(place, monkeypatch):
     shutil.rmtree(place.root / "outputs")
-    monkeypatch.setattr(training, "network_input", None)
+    monkeypatch.setattr(training, "train_one_epoch", None)
     with pytest.raises(TypeError):
         place.here.run("train_rgb.py")
 
@@ -344,7 +336,7 @@ def test_a_full_disk_when_the_lock_is_written_is_one_line(place, monkeypatch):
         file = real(path, *rest, **keywords)
         return Full(file) if str(path).endswith("train.lock") else file
 
-    monkeypatch.setattr(training, "open", refuse, raising=False)
+    monkeypatch.setattr(runtime, "open", refuse, raising=False)
     assert "No space left on device" in place.here.refused("train_rgb.py")
 
 
@@ -370,13 +362,20 @@ def test_a_loss_that_becomes_no_number_keeps_the_best_epoch_so_far(place, monkey
 
 
 def test_every_image_once_per_epoch_and_no_tiny_batch():
-    for images, batch_size in ((65, 32), (240, 32), (33, 16)):
-        run = SimpleNamespace(
-            progress=SimpleNamespace(epoch=4), labels=range(images), setting=SimpleNamespace(batch_size=batch_size)
-        )
-        batches = training.Run.batches(run)
-        assert sorted(index for batch in batches for index in batch) == list(range(images))
-        assert max(map(len, batches)) <= batch_size and min(map(len, batches)) >= max(map(len, batches)) - 1
+    for images, batch_size, size in ((65, 32, 1), (240, 32, 2), (33, 16, 3)):
+        every = [
+            EpochBatches(images, batch_size, 5, Processes(rank, size, torch.device("cpu"))) for rank in range(size)
+        ]
+        orders = []
+        for epoch in (0, 1):
+            for batches in every:
+                batches.epoch = epoch
+            steps = [torch.cat(shares) for shares in zip(*every, strict=True)]
+            assert sorted(torch.cat(steps).tolist()) == list(range(images))
+            assert [len(step) for step in steps] == every[0].sizes and len(every[0]) == len(steps)
+            orders.append([sorted(step.tolist()) for step in steps])
+        assert orders[0] != orders[1]
+        assert max(every[0].sizes) <= batch_size and min(every[0].sizes) >= max(every[0].sizes) - 1
 
 
 def test_learning_rate_warms_up_and_decays_to_zero():

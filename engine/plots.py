@@ -14,6 +14,7 @@ from project import atomic_write
 
 # Paul Tol's "muted" scheme, told apart by colour-blind readers and in print; its pale grey darkened for lines.
 COLOURS = ("#CC6677", "#332288", "#BBA544", "#117733", "#66B2DD", "#882255", "#44AA99", "#999933", "#AA4499", "#777777")
+MEAN_COLOUR = "#D55E00"
 DPI = 250
 
 plt.rcParams.update(
@@ -39,77 +40,82 @@ def source_of(path: Path) -> str | None:
 
 
 def val_curves(path: Path, setting: str, history: list[dict], task: str, source: str) -> None:
-    """Val accuracy and TPR of each class over the epochs of one setting.
+    """Val accuracy, mean TPR and the TPR of each class over the epochs of one setting, the best epoch marked.
 
     Args:
-        history: one row per epoch, with "val_accuracy", "val_mean_tpr" and "val_tpr_<class>" in [0, 1].
+        path: of the PNG.
+        setting: its name.
+        history: one row per epoch, with "val_accuracy", "val_mean_tpr" and "val_tpr_<class>" in [0, 1]; the TPR of a
+            class without images is None.
+        task: "rgb" or "ms".
+        source: see `save`.
     """
-    epochs = np.arange(1, len(history) + 1)
-    percent = {name: 100 * _column(history, f"val_tpr_{name}") for name in CLASSES}
-    accuracy = 100 * _column(history, "val_accuracy")
+    accuracy, mean_tpr = _percent(history, "val_accuracy"), _percent(history, "val_mean_tpr")
+    tpr = {name: _percent(history, f"val_tpr_{name}") for name in CLASSES}
     best = max(range(len(history)), key=lambda i: (history[i]["val_accuracy"], history[i]["val_mean_tpr"]))
-    figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
-    for colour, name in zip(COLOURS, CLASSES, strict=True):
-        axes.plot(epochs, percent[name], color=colour, linewidth=1, marker=".", markersize=3)
-    axes.plot(epochs, accuracy, color="black", linewidth=2.2, marker=".", markersize=6)
-    axes.axvline(best + 1, color="black", linewidth=0.6, linestyle=":")
-    # The first epochs may lie below the frame: what matters is told apart near the top.
-    settled = np.concatenate([values[len(history) // 4 :] for values in (*percent.values(), accuracy)])
-    low = max(0, 5 * np.floor(np.nanmin(settled) / 5))
-    axes.set(ylim=(low, 100 + (100 - low) * 0.02), xlim=(1 - 0.02 * len(history), len(history) + 0.01))
-    axes.set(xlabel="epoch", ylabel="val accuracy and TPR (%)")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(axis="y", linewidth=0.3)
-    worst = min(CLASSES, key=lambda name: np.nan_to_num(percent[name][best], nan=101))
-    lowest = percent[worst][best]
-    axes.set_title(
-        f"{IMAGE_SETS[task].name}, {setting}: best val accuracy {accuracy[best]:.1f} % in epoch {best + 1};\n"
+    # Half a page wide and a quarter of one high: two of them stand side by side in print, in four rows.
+    figure = plt.figure(figsize=(3.45, 2.3))
+    axes = figure.add_axes((0.062, 0.66, 0.43, 0.195))  # the place that `_class_panels` leaves free
+    _curve(axes, accuracy, best, "black", 1.5)
+    _curve(axes, mean_tpr, best, MEAN_COLOUR, 0.8, linestyle=(0, (3, 1.2)))
+    _frame_curves(axes, [accuracy, mean_tpr], best, settled=len(history) // 4)
+    axes.set_xlabel(f"epoch (dotted: {best + 1}, the best)", fontsize=5, labelpad=-5)  # between the ticks' labels
+    axes.set_title(f"val accuracy {accuracy[best]:.1f} %", fontsize=5, fontweight="bold", pad=2)
+    axes.set_title(f"mean TPR {mean_tpr[best]:.1f} %", fontsize=5, color=MEAN_COLOUR, loc="right", pad=2)
+    _class_panels(figure, tpr, best)
+    worst = min(CLASSES, key=lambda name: np.nan_to_num(tpr[name][best], nan=101))
+    lowest = tpr[worst][best]
+    figure.suptitle(
+        f"{IMAGE_SETS[task].name}, {setting}: best val accuracy {accuracy[best]:.1f} %\nin epoch {best + 1}; "
         + ("every class is found whole" if lowest == 100 else f"the lowest TPR is {lowest:.1f} %, {worst}"),
-        fontsize=8.5,
+        fontsize=6.5,
+        x=0.01,
+        y=0.997,
+        ha="left",
     )
-    labels = [(accuracy[-1], f"accuracy {accuracy[-1]:.1f}", "black")]
-    labels += [
-        (percent[name][-1], f"{name} {percent[name][-1]:.1f}", c) for c, name in zip(COLOURS, CLASSES, strict=True)
-    ]
-    _label_ends(axes, [label for label in labels if np.isfinite(label[0])], low)
     save(figure, path, source)
 
 
-def _column(history: list[dict], key: str) -> np.ndarray:
-    return np.array([np.nan if row[key] is None else row[key] for row in history], dtype=float)
+def _percent(history: list[dict], key: str) -> np.ndarray:
+    return 100 * np.array([np.nan if row[key] is None else row[key] for row in history], dtype=float)
 
 
-def _label_ends(axes: plt.Axes, labels: list[tuple[float, str, str]], low: float) -> None:
-    """Write (value, text, colour) right of the frame at each line's end, spread so that none covers another."""
-    high = axes.get_ylim()[1]
-    labels = sorted(labels, reverse=True)
-    heights = [np.clip(value, low, high) for value, _, _ in labels]
-    gap = (high - low) / 14
-    for i in range(1, len(heights)):  # push down what is too near to the label above
-        heights[i] = min(heights[i], heights[i - 1] - gap)
-    for i in reversed(range(len(heights))):  # and back up what that pushed out of the frame
-        floor = low if i == len(heights) - 1 else heights[i + 1] + gap
-        heights[i] = max(heights[i], floor)
-    for (value, text, colour), height in zip(labels, heights, strict=True):
-        axes.annotate(
-            text,
-            xy=(1, np.clip(value, low, high)),
-            xytext=(1.035, height),
-            xycoords=("axes fraction", "data"),
-            textcoords=("axes fraction", "data"),
-            color=colour,
-            fontsize=7,
-            va="center",
-            fontweight="bold" if colour == "black" else "normal",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.4,
-                "shrinkA": 1,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
-        )
+def _class_panels(figure: plt.Figure, tpr: dict[str, np.ndarray], best: int) -> None:
+    """One panel per class, before the other classes in grey; the first two of the grid's cells stay free."""
+    grid = figure.add_gridspec(3, 4, left=0.062, right=0.985, bottom=0.06, top=0.81, hspace=0.54, wspace=0.22)
+    for cell, (name, colour) in enumerate(zip(CLASSES, COLOURS, strict=True), start=2):
+        axes = figure.add_subplot(grid[cell // 4, cell % 4])
+        for values in tpr.values():
+            axes.plot(np.arange(1, len(values) + 1), values, color="#CCCCCC", linewidth=0.35, zorder=1)
+        _curve(axes, tpr[name], best, colour, 1)
+        _frame_curves(axes, list(tpr.values()), best, settled=len(tpr[name]) // 2)
+        axes.tick_params(labelleft=cell in (2, 4, 8), labelbottom=cell >= 8)
+        axes.set_xlabel("epoch" if cell >= 8 else "", fontsize=5, labelpad=-5)
+        # Two texts, as the lines of one would not stand equally high in all panels.
+        axes.set_title(name, fontsize=5, pad=8)
+        value = "no image" if np.isnan(tpr[name][best]) else f"{tpr[name][best]:.1f} %"
+        axes.text(0, 1.08, value, fontsize=5, transform=axes.transAxes)
+
+
+def _curve(axes: plt.Axes, values: np.ndarray, best: int, colour: str, width: float, linestyle="-") -> None:
+    """One line over the epochs, with a dot at the best one (which is all there is to see of a single epoch)."""
+    axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=width, linestyle=linestyle)
+    axes.plot(best + 1, values[best], color=colour, marker="o", markersize=width + 1.8, clip_on=False, zorder=3)
+
+
+def _frame_curves(axes: plt.Axes, curves: list[np.ndarray], best: int, settled: int) -> None:
+    """Limits, ticks and the best epoch's line, the same for all axes that show the same curves."""
+    # What came before the curves settled may lie below the frame: what matters is told apart near the top.
+    shown = np.concatenate([[values[best], *values[settled:]] for values in curves])
+    low = np.clip(5 * np.floor(np.nanmin(shown) / 5), 0, 95)
+    axes.set_ylim(low, 100 + (100 - low) * 0.04)
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
+    epochs = len(curves[0])
+    span = max(epochs - 1, 1)  # a single epoch stands left, too, and leaves the axis its label
+    axes.set(xlim=(1 - 0.05 * span, 1 + 1.05 * span), xticks=sorted({1, epochs}))
+    axes.axvline(best + 1, color="black", linewidth=0.5, linestyle=":", zorder=1.5)
+    axes.tick_params(labelsize=5, width=0.4, length=1.5, pad=1.2)
+    axes.spines[:].set_linewidth(0.4)
 
 
 def confusion_matrix(path: Path, confusion: list[list[int]], task: str, source: str) -> None:

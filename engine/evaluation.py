@@ -1,0 +1,363 @@
+"""Logits and metrics, the final model's file, and the test results: the same whether training or grading.
+
+Logits are always computed in float32 without TF32, in the order of the list and in batches of one size, so that they
+can be compared to the last bit on the same machine.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from torch import nn
+from torch.utils.data import DataLoader
+
+from dataset import CLASSES, EuroSATDataset, Split
+from engine import plots
+from engine.checkpoint import best_epoch, read_checkpoint, run_hash
+from engine.runtime import Processes, choose_device, environment
+from engine.splits import list_text, parse_split, split_text, splits_hash
+from engine.weights import initial_weights_record, load_tensors, save_tensors
+from models import Network, build_model
+from project import UserError, sha256, shown, write_json, write_text
+from setting import Setting
+
+BATCH_SIZE = 100  # images per prediction step; part of what makes logits comparable bit by bit
+
+
+def in_order(dataset: EuroSATDataset, processes: Processes | None = None) -> DataLoader:
+    """Whole batches in the order of the list; of several processes each takes its share."""
+    rank, size = (processes.rank, processes.size) if processes else (0, 1)
+    return DataLoader(dataset, sampler=torch.arange(rank, len(dataset), size).split(BATCH_SIZE), batch_size=None)
+
+
+def predict(model: nn.Module, loader: DataLoader) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (images, 10) float32 and labels (images,) of what a loader gives, on the CPU; in evaluation mode."""
+    model.eval()
+    logits, labels = [], []
+    with torch.inference_mode():
+        for images, own in loader:  # (batch, bands, 64, 64), (batch,)
+            logits.append(model(images))
+            labels.append(own)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()  # to the CPU at the end: that waits for a GPU
+
+
+def evaluate(model: nn.Module, loader: DataLoader, processes: Processes) -> dict:
+    """`compute_metrics` over all that the loaders of the processes give."""
+    logits, labels = predict(model, loader)
+    total = len(loader.dataset)
+    return compute_metrics(processes.gather(logits, total), processes.gather(labels, total).numpy())
+
+
+def compute_metrics(logits: torch.Tensor, labels: np.ndarray) -> dict:
+    """Metrics of logits (images, 10) against labels (images,), all fractions in [0, 1].
+
+    Returns:
+        loss (mean cross-entropy), accuracy, tpr ({class: true-positive rate, i.e. recall}; None for a class without
+        an image), mean_tpr (over the classes that have one), confusion (rows true, columns predicted).
+    """
+    predicted = logits.argmax(1).numpy()
+    every = np.arange(len(CLASSES))
+    tpr = recall_score(labels, predicted, labels=every, average=None, zero_division=np.nan)
+    return {
+        "loss": F.cross_entropy(logits, torch.from_numpy(labels)).item(),
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "mean_tpr": float(np.nanmean(tpr)),
+        "tpr": {name: None if np.isnan(value) else float(value) for name, value in zip(CLASSES, tpr, strict=True)},
+        "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
+    }
+
+
+def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
+    """95 % interval of an accuracy on so many images (Wilson, Journal of the American Statistical Association, 1927)."""
+    interval = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def logits_hash(logits: torch.Tensor) -> str:
+    return sha256(logits.numpy().tobytes())
+
+
+# The final model -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """A model and all that is to be known of it.
+
+    Attributes:
+        mean, std: (bands,).
+        about: the rest of the file: task, setting, seed, epoch and val metrics that chose it, splits_sha256, versions.
+        sha256: of the file.
+    """
+
+    model: Network
+    mean: torch.Tensor
+    std: torch.Tensor
+    bands: tuple[str, ...]
+    about: dict
+    sha256: str
+
+
+def model_path(folder: Path) -> Path:
+    return folder / "final_model.pt"
+
+
+def model_hash(folder: Path) -> str:
+    return sha256(model_path(folder).read_bytes())
+
+
+def with_model(folders: dict[str, Path]) -> dict[str, Path]:
+    """Those of {task: its folder in outputs/} that have a final model.
+
+    Raises:
+        UserError: none has.
+    """
+    there = {task: folder for task, folder in folders.items() if model_path(folder).exists()}
+    if not there:
+        paths = " or ".join(shown(model_path(folder)) for folder in folders.values())
+        raise UserError(
+            f"there is no model {paths}; run: " + " or ".join(f"python train_{task}.py" for task in folders)
+        )
+    return there
+
+
+def read_model(folder: Path, task: str) -> dict:
+    """The content of final_model.pt.
+
+    Raises:
+        UserError: the file is missing, damaged, or of the other task.
+    """
+    path, remedy = model_path(with_model({task: folder})[task]), f"run: python train_{task}.py"
+    content = load_tensors(path)
+    if content.get("task") != task:
+        raise UserError(f"{shown(path)} is a model of the task {content.get('task')!r}; {remedy}")
+    missing = [key for key in MODEL_KEYS if not isinstance(content.get(key), MODEL_KEYS[key])]
+    if missing:
+        raise UserError(f"{shown(path)} is no final model of this program ({', '.join(missing)}); {remedy}")
+    if tuple(content["classes"]) != CLASSES:
+        raise UserError(f"{shown(path)} knows other classes: {', '.join(map(str, content['classes']))}; {remedy}")
+    return content
+
+
+MODEL_KEYS = {
+    **dict.fromkeys(("setting", "model", "val", "images", "runs", "versions"), dict),
+    **dict.fromkeys(("classes", "bands"), list),
+    **dict.fromkeys(("mean", "std"), torch.Tensor),
+    **dict.fromkeys(("run", "splits_sha256"), str),
+    **dict.fromkeys(("epoch", "seed"), int),
+}
+
+
+def load_model(folder: Path, task: str, device: torch.device) -> FinalModel:
+    """Load final_model.pt; nothing about the model is taken from config.py.
+
+    Raises:
+        UserError: the file is missing, damaged, of the other task, or of another kind of network.
+    """
+    content = read_model(folder, task)
+    path, remedy = model_path(folder), f"run: python train_{task}.py"
+    try:
+        setting = Setting(**content["setting"])
+        model = build_model(setting, weights=None)
+        model.load_state_dict(content["model"])
+        bands = tuple(content["bands"])
+        if not bands == setting.bands or not content["mean"].shape == content["std"].shape == (len(bands),):
+            raise UserError(f"bands and normalisation in {shown(path)} disagree; {remedy}")
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{shown(path)} is no final model of this program ({reason}); {remedy}") from error
+    about = {key: value for key, value in content.items() if key not in ("model", "mean", "std")}
+    model = model.to(device, memory_format=torch.channels_last)
+    return FinalModel(model, content["mean"], content["std"], bands, about, sha256(path.read_bytes()))
+
+
+# Its choice, by val ----------------------------------------------------------------------------------------------
+
+
+def select_final_model(
+    task: str, settings: list[Setting], lists: dict[str, Split], folder: Path, pretrained: Path
+) -> None:
+    """Write the best epoch of the best setting, by val, as final_model.pt, and how all did as selection.csv."""
+    runs = {setting.name: read_checkpoint(folder / setting.name / "last.pt") for setting in settings}
+    bests = {name: best_epoch(run["history"]) for name, run in runs.items()}
+    best = best_epoch(list(bests.values()))
+    setting = next(setting for setting in settings if bests[setting.name] is best)
+    run, own = runs[setting.name], load_tensors(folder / setting.name / "best.pt")
+    if own.get("epoch") != best["epoch"] or "model" not in own:
+        raise UserError(
+            f"{shown(folder / setting.name)}: best.pt and last.pt are of different runs; delete the folder and train again"
+        )
+    content = {
+        "task": task,
+        "run": run_hash(run["identity"]),
+        "runs": {name: run_hash(other["identity"]) for name, other in runs.items()},
+        "setting": setting.values(),
+        "initial_weights": initial_weights_record(setting, pretrained),
+        "classes": list(CLASSES),
+        "bands": list(setting.bands),
+        **{"mean": run["mean"], "std": run["std"], "model": own["model"], "epoch": best["epoch"]},
+        "val": {key: value for key, value in best.items() if key.startswith("val_")},
+        "seed": run["identity"]["seed"],
+        "splits_sha256": run["identity"]["splits_sha256"],
+        "images": {part: len(split.files) for part, split in lists.items()},
+        "versions": run["versions"],
+    }
+    save_tensors(model_path(folder), content, keep_former=True)
+    write_selection(folder, settings, setting, runs, bests)
+    print(
+        f"best by val: {setting.name}, epoch {best['epoch']}, accuracy {best['val_accuracy']:.2%}, mean TPR "
+        f"{best['val_mean_tpr']:.2%} ({task})\nwrote {shown(model_path(folder))}, selection.csv beside it, and a folder for "
+        f"each setting\nnext: python predict_test.py {task}"
+    )
+
+
+def write_selection(folder: Path, settings: list[Setting], selected: Setting, runs: dict, bests: dict) -> None:
+    """How all settings did: selection.csv."""
+    header = ["setting", "selected", "best_epoch", "val_accuracy", "val_mean_tpr", "augmentation", "fusion", "bands"]
+    rows = []
+    for setting in settings:
+        best, run = bests[setting.name], runs[setting.name]
+        row = [setting.name, "yes" if setting is selected else "no"]
+        row += [best[key] for key in ("epoch", "val_accuracy", "val_mean_tpr")]
+        row += [setting.augmentation, setting.fusion, " ".join(setting.bands)]
+        rows.append([*row, round(sum(epoch["seconds"] for epoch in run["history"]), 1), run_hash(run["identity"])])
+    write_text(folder / "selection.csv", list_text([*header, "seconds", "run"], rows), keep_former=True)
+
+
+# The test part ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A final model's look at the test list: logits (images, 10), row i of the list's line i."""
+
+    split: Split
+    logits: torch.Tensor
+    model_sha256: str
+    images_sha256: str
+    environment: dict
+
+
+def predict_test(root: Path, folder: Path, task: str, splits: dict[str, Split]) -> Prediction:
+    """Predict the test list with the final model.
+
+    Args:
+        root: of the data set.
+        folder: of the task in outputs/.
+
+    Raises:
+        UserError: no model, a damaged image, or a model trained on other lists, whose training images may be in this
+            test list.
+    """
+    device = choose_device()
+    final = load_model(folder, task, device)
+    if final.about["splits_sha256"] != splits_hash(splits):
+        raise UserError(
+            f"{shown(model_path(folder))} was trained with other lists than those in splits/, so it may have seen these "
+            f"test images; bring the lists back, or run: python train_{task}.py"
+        )
+    test = splits["test"]
+    statistics = final.mean, final.std
+    data = EuroSATDataset(root, task, test, final.bands, statistics, device=device)
+    logits, _ = predict(final.model, in_order(data))
+    return Prediction(test, logits, final.sha256, data.sha256, environment(device))
+
+
+def save_results(folder: Path, task: str, prediction: Prediction) -> dict:
+    """Write logits, files, metrics and the confusion matrix, and return the metrics; a former result is kept as *.backup."""
+    metrics, files = compute_metrics(prediction.logits, prediction.split.labels), split_text(prediction.split)
+    save_tensors(folder / "test_logits.pt", prediction.logits, keep_former=True)
+    write_text(folder / "test_files.csv", files, keep_former=True)
+    hashes = {
+        "model_sha256": prediction.model_sha256,
+        "files_sha256": sha256(files.encode()),
+        "images_sha256": prediction.images_sha256,
+        "logits_sha256": logits_hash(prediction.logits),
+    }
+    confusion = folder / "confusion_matrix.png"
+    plots.confusion_matrix(confusion, metrics["confusion"], task, source=hashes["logits_sha256"])
+    # Last, because its hashes vouch for the others.
+    record = {"images": len(prediction.split.files), **metrics, **hashes, "environment": prediction.environment}
+    write_json(folder / "test_metrics.json", record, keep_former=True)
+    return metrics
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `save_results` left of a task.
+
+    Attributes:
+        split: files and labels, one for each row of the logits.
+        logits: (images, 10) float32.
+        metrics: as `compute_metrics` gives them, computed from these logits.
+        record: the hashes and the environment that were saved with them.
+        changes: what was changed after saving, in words; empty where nothing was.
+    """
+
+    split: Split
+    logits: torch.Tensor
+    metrics: dict
+    record: dict
+    changes: list[str]
+
+
+def read_results(folder: Path, task: str) -> Results:
+    """Read logits, files and metrics, and hold them against each other: the one place that reads them.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    again = f"python predict_test.py {task}"
+    names = ("test_logits.pt", "test_files.csv", "test_metrics.json")
+    for name in names:
+        if not (folder / name).exists():
+            raise UserError(f"there is no reference {shown(folder / name)}; run: {again}")
+    logits = load_tensors(folder / "test_logits.pt", torch.Tensor)
+    split = parse_split(folder / "test_files.csv", task, missing=again, damaged=again)
+    try:
+        if logits.dtype != torch.float32 or logits.shape != (len(split.files), len(CLASSES)):
+            raise ValueError(f"logits {tuple(logits.shape)} {logits.dtype}, {len(split.files)} files")
+        saved = json.loads((folder / "test_metrics.json").read_text(encoding="utf-8"))
+        record = {key: saved[key] for key in ("model_sha256", "files_sha256", "images_sha256", "logits_sha256")}
+        if not isinstance(saved["environment"], dict) or not all(isinstance(value, str) for value in record.values()):
+            raise ValueError("no environment or hashes")
+        record["environment"] = saved["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{', '.join(names)} in {shown(folder)}: damaged ({error}); bring them back, or run: {again}"
+        ) from error
+    metrics = compute_metrics(logits, split.labels)
+    changes = []
+    if record["logits_sha256"] != logits_hash(logits) or record["files_sha256"] != sha256(split_text(split).encode()):
+        changes.append("the saved logits or file list were changed after saving")
+    figures = {"images": len(split.files), **metrics}
+    wrong = [name for name in figures if name != "loss" and saved.get(name) != figures[name]]
+    loss = saved.get("loss")  # the one figure that another machine may round otherwise
+    if type(loss) is not float or not math.isclose(loss, metrics["loss"], rel_tol=1e-5):
+        wrong.append("loss")
+    if wrong:
+        changes.append(f"test_metrics.json has another {', '.join(wrong)} than the saved logits give")
+    return Results(split, logits, metrics, record, changes)
+
+
+def read_results_of_model(folder: Path, task: str) -> Results:
+    """`read_results`, held to be of the present final model and as they were saved.
+
+    Raises:
+        UserError: they are not.
+    """
+    results = read_results(folder, task)
+    changes = list(results.changes)
+    if results.record["model_sha256"] != model_hash(folder):
+        changes.append("they are of another model")
+    if changes:
+        raise UserError(
+            f"the test results in {shown(folder)}: {'; '.join(changes)}; run: python predict_test.py {task}"
+        )
+    return results

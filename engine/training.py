@@ -1,0 +1,229 @@
+"""The loop: one epoch, one setting, the choice among all settings.
+
+One process or many: under `torchrun` every process takes its share of each batch, and only the first one writes. After
+each epoch a checkpoint is written; a run that was killed, whenever, continues from the last whole epoch and ends, bit for
+bit on the same machine, as an uninterrupted one.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+
+from augment import AUGMENTATIONS
+from dataset import CLASSES, EuroSATDataset, Split, band_indices
+from engine import plots
+from engine.checkpoint import (
+    HISTORY_HEADER,
+    archive_stale_run,
+    best_epoch,
+    identify,
+    load_checkpoint,
+    run_hash,
+    save_checkpoint,
+)
+from engine.evaluation import evaluate, in_order
+from engine.runtime import Processes, choose_precision, environment, seed_everything
+from engine.splits import list_text, splits_hash
+from engine.weights import weights_file
+from models import FUSIONS, known_backbones
+from project import UserError, shown, write_json, write_text
+from setting import Setting
+
+
+def check_settings(task: str, settings: list[Setting]) -> None:
+    """Hold the names in settings to what there is; their types and ranges were checked when config.py was read.
+
+    Raises:
+        UserError: names the setting, what is wrong and what is known.
+    """
+    for setting in settings:
+        band_indices(task, setting.bands)
+        groups = 1 if setting.fusion == "none" else 2
+        rules = (
+            (setting.augmentation in AUGMENTATIONS, f"unknown augmentation; known: {', '.join(AUGMENTATIONS)}"),
+            (setting.fusion in FUSIONS, f"unknown fusion; known: {', '.join(FUSIONS)}"),
+            ([len(group) for group in setting.band_groups] == [3] * groups, f"takes {groups} group(s) of three bands"),
+            (setting.backbone in known_backbones(), f"unknown backbone; known: {', '.join(known_backbones())}"),
+        )
+        for kept, rule in rules:
+            if not kept:
+                raise UserError(f"the setting {setting.name!r} in config.py: {rule}")
+        if setting.weights is not None:
+            weights_file(setting.backbone, setting.weights)
+
+
+# One epoch -------------------------------------------------------------------------------------------------------
+
+
+class EpochBatches(Sampler):
+    """Every image once per epoch, in an order that (seed, epoch) gives, in nearly equal batches: no tiny last one.
+
+    Yields indices, (share of the batch,): of several processes each has its share. `sizes` are those of whole batches.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, processes: Processes) -> None:
+        self.images, self.seed, self.processes, self.epoch = images, seed, processes, 0
+        self.sizes = [len(batch) for batch in np.array_split(range(images), math.ceil(images / batch_size))]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        order = np.random.default_rng((self.seed, self.epoch, 1)).permutation(self.images)
+        # All at once, before the GPU has anything to do: each copy to it waits until it has done all it has.
+        batches = torch.from_numpy(order).to(self.processes.device).split(self.sizes)
+        return (batch[self.processes.rank :: self.processes.size] for batch in batches)
+
+
+def learning_rate(setting: Setting, progress: float) -> float:
+    """Linear warm-up, then a half cosine to zero (Loshchilov and Hutter, SGDR, 2017), at a progress from 0 to 1."""
+    if progress < setting.warmup:
+        return setting.learning_rate * progress / setting.warmup
+    return setting.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - setting.warmup) / (1 - setting.warmup)))
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    setting: Setting,
+    epoch: int,
+    processes: Processes,
+) -> dict[str, float]:
+    """Every image once.
+
+    Args:
+        loader: whole batches, images (batch, bands, 64, 64) and labels (batch,), by `EpochBatches`.
+        epoch: from 0.
+
+    Returns:
+        train_loss and train_accuracy over the images as they were augmented, and the last learning_rate.
+    """
+    device, precision = processes.device, choose_precision(processes.device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # on the device: reading it would wait for it
+    correct = torch.zeros((), dtype=torch.float64, device=device)
+    title = f"{setting.name} {epoch + 1}/{setting.epochs}"
+    bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=True if processes.rank else None)
+    model.train()
+    for step, (images, labels) in enumerate(bar):
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = learning_rate(
+                setting, (epoch * len(loader) + step + 0.5) / (setting.epochs * len(loader))
+            )
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=setting.label_smoothing, reduction="sum")
+        # DistributedDataParallel averages over processes; this makes it the mean over the whole batch.
+        (loss * processes.size / loader.sampler.sizes[step]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss_sum += loss.detach()
+        correct += (logits.argmax(1) == labels).sum()
+    if processes.size > 1:
+        dist.all_reduce(loss_sum)
+        dist.all_reduce(correct)
+    images = len(loader.dataset)
+    rate = optimizer.param_groups[0]["lr"]
+    return {"train_loss": loss_sum.item() / images, "train_accuracy": correct.item() / images, "learning_rate": rate}
+
+
+# One setting -----------------------------------------------------------------------------------------------------
+
+
+def train_setting(
+    setting: Setting,
+    model: nn.Module,
+    train: EuroSATDataset,
+    val: EuroSATDataset,
+    lists: dict[str, Split],
+    folder: Path,
+    processes: Processes,
+) -> None:
+    """Train one setting to its last epoch, from wherever it stands.
+
+    Args:
+        model: with its initial weights.
+        folder: of the setting, below outputs/.
+
+    Raises:
+        UserError: too few images, a damaged checkpoint, or a loss that is not a number.
+    """
+    seed = train.seed
+    batches = EpochBatches(len(train), setting.batch_size, seed, processes)
+    if min(batches.sizes) < 2 * processes.size:  # batch norm needs two images in each process
+        raise UserError(
+            f"the setting {setting.name!r}: {len(train)} training images in batches of at most {setting.batch_size} leave "
+            f"{processes.size} process(es) fewer than two at a step; use a longer list, a larger batch_size or fewer processes"
+        )
+    identity = identify(setting, seed, splits_hash(lists), train, val, model)
+    archive_stale_run(folder, identity, processes)
+    model = model.to(processes.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
+    history = load_checkpoint(folder / "last.pt", model, optimizer) if (folder / "last.pt").exists() else []
+    if len(history) >= setting.epochs:
+        processes.announce(f"{setting.name}: finished before, best epoch {best_epoch(history)['epoch']}")
+        return
+    versions = environment(processes.device)
+    if processes.rank == 0:
+        write_json(folder / "setting.json", {"identity": identity, "processes": processes.size, **versions})
+    processes.announce(f"{setting.name}: from epoch {len(history) + 1} of {setting.epochs} on {processes.device}")
+    trained = model
+    if processes.size > 1:
+        on_gpus = processes.device.type == "cuda"
+        trained = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpus else model)
+    loader, val_loader = DataLoader(train, sampler=batches, batch_size=None), in_order(val, processes)
+    about = {
+        "identity": identity,
+        "versions": {key: value for key, value in versions.items() if key.startswith("torch")},
+        **dict(zip(("mean", "std"), train.statistics, strict=True)),
+    }
+    for epoch in range(len(history), setting.epochs):
+        start = time.monotonic()
+        seed_everything(int(np.random.SeedSequence((seed, epoch, processes.rank)).generate_state(1)[0]))  # dropout
+        train.set_epoch(epoch)
+        batches.epoch = epoch
+        row = train_one_epoch(trained, loader, optimizer, setting, epoch, processes)
+        if processes.size > 1:
+            for buffer in model.buffers():  # running statistics, where batch norm is not synchronised
+                dist.broadcast(buffer, 0)
+        metrics = evaluate(model, val_loader, processes)
+        row |= {f"val_{key}": metrics[key] for key in ("loss", "accuracy", "mean_tpr")}
+        row |= {f"val_tpr_{name}": metrics["tpr"][name] for name in CLASSES}
+        row |= {"epoch": epoch + 1, "seconds": round(time.monotonic() - start, 2)}
+        record_epoch(row, history, setting, folder, processes)
+        if processes.rank == 0:
+            save_checkpoint(folder, model, optimizer, history, about)
+    if processes.rank == 0:  # not before: drawing takes as long as 80 images
+        plots.val_curves(folder / "val_curves.png", setting.name, history, train.task, source=run_hash(identity))
+
+
+def record_epoch(row: dict, history: list[dict], setting: Setting, folder: Path, processes: Processes) -> None:
+    """Append an epoch to the history, say it, and write history.csv.
+
+    Raises:
+        UserError: a loss is not a number.
+    """
+    if not math.isfinite(row["train_loss"] + row["val_loss"]):
+        kept = f"the best epoch so far, {best_epoch(history)['epoch']}, is kept" if history else "no epoch is kept"
+        raise UserError(
+            f"the loss of {setting.name} is not a number in epoch {row['epoch']}; {kept} in {shown(folder)}; "
+            "lower its learning_rate in config.py"
+        )
+    history.append({key: row[key] for key in HISTORY_HEADER})
+    best = " (best so far)" if best_epoch(history) is history[-1] else ""
+    processes.announce(
+        f"{setting.name} epoch {row['epoch']}/{setting.epochs}: train loss {row['train_loss']:.3f}, val accuracy "
+        f"{row['val_accuracy']:.2%}, mean TPR {row['val_mean_tpr']:.2%}, {row['seconds']:.1f} s{best}"
+    )
+    if processes.rank == 0:
+        write_text(folder / "history.csv", list_text(HISTORY_HEADER, [list(row.values()) for row in history]))
