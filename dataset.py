@@ -1,4 +1,4 @@
-"""EuroSAT: where its images lie, how one is read, and the data set class.
+"""EuroSAT: where its images lie, how one is read, and the data set class (uint16 to float: `preprocess`, augment.py).
 
 from torch.utils.data import DataLoader
 from engine.splits import read_split
@@ -67,8 +67,7 @@ def find_images(root: Path, task: str) -> dict[str, str] | None:
     """Find all images of a set, in any of the layouts in circulation; litter beside them is passed over.
 
     Returns:
-        {patch: file}: "Forest/Forest_1" to the file relative to the data set root, sorted by patch; None where the
-        data set root holds no image of this set.
+        {patch: file from the root on}, sorted by patch; None where the root holds no image of this set.
 
     Raises:
         UserError: the data set root cannot be read, a class has no image, or two files are of the same patch.
@@ -138,12 +137,17 @@ def image_paths(root: Path, task: str, files: Sequence[str]) -> list[str]:
     Raises:
         UserError: as `find_images`, or a file is not there.
     """
+    image_set = IMAGE_SETS[task]
+    for folder in image_set.folders:  # where all have their usual names, nothing need be searched
+        paths = [f"{root}/{folder}/{patch_of(file)}{image_set.suffixes[0]}" for file in files]
+        if all(map(os.path.isfile, paths)):
+            return paths
     found = find_images(root, task) or {}
     missing = [file for file in files if patch_of(file) not in found]
     if missing:
         raise UserError(
-            f"{len(missing):,} of {len(files):,} listed images are not below {root}, nor in another layout of "
-            f"the archives, for example {missing[0]}; unpack the archive again, or {REMEDY}"
+            f"{len(missing):,} of {len(files):,} listed images are not below {root} in any layout of the archives, for "
+            f"example {missing[0]}; unpack them again, or {REMEDY}"
         )
     return [f"{root}/{found[patch_of(file)]}" for file in files]
 
@@ -327,14 +331,12 @@ class EuroSATDataset(Dataset):
     reaches workers that live on. Any `DataLoader` will do; ours (engine/training.py) asks for whole batches.
 
     Args:
-        root: of the data set.
-        task: "rgb" or "ms".
-        split: the list.
+        root, task, split: of the data set; "rgb" or "ms"; the list.
         bands: names, in the order wanted; all of the image set's without.
         statistics: mean and standard deviation per band, each (bands,) float32: the training list's, for every list.
             Without, those of this list, which must then be the training list.
-        augmentation: a name in `augment.AUGMENTATIONS`; "none" for evaluation.
-        cache: folder for decoded lists; without, nothing is written.
+        augmentation, seed: a name in `augment.AUGMENTATIONS`, "none" for evaluation; of its random numbers.
+        cache, device: folder for decoded lists, without it nothing is written; where batches are wanted.
 
     Raises:
         UserError: a file is missing or damaged, a band is unknown, or the cache cannot be written.
@@ -373,17 +375,16 @@ class EuroSATDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index):
-        if not isinstance(index, (list, torch.Tensor)):
-            images, labels = self[[index]]
-            return images[0], int(labels[0])
         indices = torch.as_tensor(index, device=self.device)
+        if indices.ndim == 0:
+            images, labels = self[indices[None]]
+            return images[0], int(labels[0])
         images = preprocess(self._read(indices), self.mean, self.std, self.augmentation, self._random()[indices])
         return images, self.labels[indices]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """PyTorch's hook for a whole batch; its default collation takes a list apart again."""
-        images, labels = self[indices]
-        return list(zip(images, labels.tolist(), strict=True))
+        return list(zip(*self[indices], strict=True))
 
     def _read(self, indices: torch.Tensor) -> torch.Tensor:
         """(batch, 64, 64, bands), on the device."""

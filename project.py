@@ -229,7 +229,7 @@ def settings_of(task: str) -> list[Setting]:
     """What is trained for a task in the profile.
 
     Raises:
-        UserError: nothing.
+        UserError: config.py has none.
     """
     settings = config.settings.get(config.profile, {}).get(task)
     if not settings:

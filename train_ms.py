@@ -3,7 +3,7 @@
 Each network is one network with one final linear layer; every other layer starts with loaded weights (the attention,
 which is new, starts with no say). A run that was interrupted continues when started again.
 
-reads   splits/<profile>/ms/{train,val}.csv, the images, pretrained/ (fetched where they are not there)
+reads   splits/<profile>/ms/, the images, pretrained/ (fetched where they are not there)
 writes  outputs/<profile>/ms/<setting>/, final_model.pt and selection.csv beside these; cache/
 
 Several GPUs: torchrun --nproc-per-node 4 train_ms.py
@@ -12,7 +12,7 @@ Several GPUs: torchrun --nproc-per-node 4 train_ms.py
 from dataset import EuroSATDataset
 from engine.evaluation import select_final_model
 from engine.runtime import seed_everything, training_session
-from engine.splits import read_splits
+from engine.splits import read_splits, splits_hash
 from engine.training import check_settings, train_setting
 from engine.weights import load_initial_weights
 from models import build_model
@@ -37,9 +37,9 @@ def main() -> None:
                 )
                 val = EuroSATDataset(config.dataset_root, "ms", lists["val"], setting.bands, train.statistics, **common)
             weights = load_initial_weights(setting, pretrained_dir())
-            seed_everything(config.seed)
+            seed_everything(config.seed)  # the first team member's matriculation number
             model = build_model(setting, weights)
-            train_setting(setting, model, train, val, lists, outputs_dir("ms") / setting.name, processes)
+            train_setting(setting, model, train, val, splits_hash(lists), outputs_dir("ms") / setting.name, processes)
         if processes.rank == 0:
             select_final_model("ms", settings, lists, outputs_dir("ms"), pretrained_dir())
 

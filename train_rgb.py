@@ -1,9 +1,9 @@
 """Task 2: fine-tune on RGB with every setting in SETTINGS of config.py and keep the best model by val.
 
 All layers of a network with loaded weights are trained. After each epoch accuracy and TPR per class on val are
-written and drawn. A run that was interrupted continues when started again; a finished setting is not trained again.
+written, at a setting's end they are drawn. A run that was interrupted continues when started again; a finished setting is not trained again.
 
-reads   splits/<profile>/rgb/{train,val}.csv, the images, pretrained/ (fetched where they are not there)
+reads   splits/<profile>/rgb/, the images, pretrained/ (fetched where they are not there)
 writes  outputs/<profile>/rgb/<setting>/, final_model.pt and selection.csv beside these; cache/
 
 Several GPUs: torchrun --nproc-per-node 4 train_rgb.py
@@ -12,7 +12,7 @@ Several GPUs: torchrun --nproc-per-node 4 train_rgb.py
 from dataset import EuroSATDataset
 from engine.evaluation import select_final_model
 from engine.runtime import seed_everything, training_session
-from engine.splits import read_splits
+from engine.splits import read_splits, splits_hash
 from engine.training import check_settings, train_setting
 from engine.weights import load_initial_weights
 from models import build_model
@@ -39,9 +39,9 @@ def main() -> None:
                     config.dataset_root, "rgb", lists["val"], setting.bands, train.statistics, **common
                 )
             weights = load_initial_weights(setting, pretrained_dir())
-            seed_everything(config.seed)
+            seed_everything(config.seed)  # the first team member's matriculation number
             model = build_model(setting, weights)
-            train_setting(setting, model, train, val, lists, outputs_dir("rgb") / setting.name, processes)
+            train_setting(setting, model, train, val, splits_hash(lists), outputs_dir("rgb") / setting.name, processes)
         if processes.rank == 0:
             select_final_model("rgb", settings, lists, outputs_dir("rgb"), pretrained_dir())
 

@@ -30,6 +30,7 @@ from engine.splits import (
 from project import PARTS, TASKS, UserError, config, run, sha256, shown, splits_dir
 
 Lists = dict[str, dict[str, Split]]  # {task: {part: split}}
+Named = tuple[str, str, Split]  # profile/task, part, split
 DISJOINT_PROFILES = ("course", "full")  # drawn from the same pools
 KIND = {"published": "random", "spatial": "spatial"}
 # SHA-256 of the names of each part of the published splits, sorted, a line each. The MD5s that torchgeo states are of the
@@ -63,8 +64,9 @@ class Checks:
 def main() -> int:
     checks = Checks()
     lists, records = read_lists(checks)
-    check_disjoint(checks, lists)
-    check_ground(checks, lists)
+    others = lists_of_the_other_profile(checks)
+    check_disjoint(checks, lists, others)
+    check_ground(checks, lists, others)
     check_origin(checks, lists, records)
     check_sizes(checks, lists, records)
     check_images(checks, lists)
@@ -82,6 +84,8 @@ def read_lists(checks: Checks) -> tuple[Lists, dict[str, dict]]:
     records = {}
     for task in TASKS:
         if not any(split_path(splits_dir(task), part).exists() for part in PARTS):
+            if config.profile not in PUBLISHED_PROFILES or task == "rgb":
+                print(f"note  no lists in {shown(splits_dir(task))}: nothing of {task} is checked")
             continue
         lists[task] = {}
         for part in PARTS:
@@ -103,7 +107,7 @@ def read_lists(checks: Checks) -> tuple[Lists, dict[str, dict]]:
 # Disjoint --------------------------------------------------------------------------------------------------------
 
 
-def check_disjoint(checks: Checks, lists: Lists) -> None:
+def check_disjoint(checks: Checks, lists: Lists, others: list[Named]) -> None:
     for task, parts in lists.items():
         for a, b in itertools.combinations(parts, 2):
             common = sorted(set(parts[a].files) & set(parts[b].files))
@@ -112,35 +116,40 @@ def check_disjoint(checks: Checks, lists: Lists) -> None:
                 f"{len(common)} are in both, for example {common[0]}" if common else "",
             )
     part_of, crossings, problem = {}, 0, ""
-    for where, part, split in _everywhere(lists):
+    everywhere = [*_named(lists), *others]
+    for where, part, split in everywhere:
         for patch in split.patches:
             other_where, other = part_of.setdefault(patch, (where, part))
             crossings += other_where != where
             if other != part:
                 problem = problem or f"{patch} is in {part} of {where} and in {other} of {other_where}"
     if crossings:
-        names = ", ".join(dict.fromkeys(where for where, *_ in _everywhere(lists)))
+        names = ", ".join(dict.fromkeys(where for where, *_ in everywhere))
         checks.report(
             f"across image sets and profiles ({names}) a patch is in the same part ({crossings:,} meetings)", problem
         )
 
 
-def _everywhere(lists: Lists) -> list[tuple[str, str, Split]]:
-    """(profile/task, part, split) of these lists and of those of the profile that is drawn from the same pools."""
-    found = [(f"{config.profile}/{task}", part, split) for task in lists for part, split in lists[task].items()]
+def _named(lists: Lists) -> list[Named]:
+    return [(f"{config.profile}/{task}", part, split) for task in lists for part, split in lists[task].items()]
+
+
+def lists_of_the_other_profile(checks: Checks) -> list[Named]:
+    """Those of the profile that is drawn from the same pools, where it has any; a list that is wrong fails."""
+    found = []
     others = set(DISJOINT_PROFILES) - {config.profile} if config.profile in DISJOINT_PROFILES else set()
-    return found + [
-        (f"{profile}/{task}", part, read_split(splits_dir(task, profile), task, part))
-        for profile in others
-        for task in TASKS
-        for part in PARTS
-        if split_path(splits_dir(task, profile), part).exists()
-    ]
+    for profile, task, part in itertools.product(others, TASKS, PARTS):
+        if split_path(splits_dir(task, profile), part).exists():
+            try:
+                found.append((f"{profile}/{task}", part, read_split(splits_dir(task, profile), task, part)))
+            except UserError as error:
+                checks.report(f"{profile}/{task}/{part}.csv is well-formed", str(error))
+    return found
 
 
-def check_ground(checks: Checks, lists: Lists) -> None:
+def check_ground(checks: Checks, lists: Lists, others: list[Named]) -> None:
     """No two parts show the same ground; of the published random split, which was drawn without knowing, it is counted."""
-    part_of = {patch: part for _, part, split in _everywhere(lists) for patch in split.patches}
+    part_of = {patch: part for _, part, split in [*_named(lists), *others] for patch in split.patches}
     pairs = overlapping_pairs()
     crossing = [(a, b) for a, b in pairs if a in part_of and b in part_of and part_of[a] != part_of[b]]
     kinds = Counter(" and ".join(sorted({part_of[a], part_of[b]}, key=PARTS.index)) for a, b in crossing)
@@ -209,7 +218,7 @@ def check_sizes(checks: Checks, lists: Lists, records: dict[str, dict]) -> None:
             split = lists[task][part]
             counts = {name: len(own) for name, own in by_class(split.patches).items()}
             if record["smaller_than_asked_for"]:
-                print(f"note  {task}: {part} has {len(split.files):,} images: all there were, fewer than {size:,}")
+                print(f"note  {task}: {part} has {len(split.files):,} images, all there were ({size:,} asked for)")
             else:
                 few = f"it has {len(split.files):,}" if len(split.files) < size else ""
                 checks.report(f"{task}: {part} has {len(split.files):,} images, at least {size:,}", few)

@@ -29,12 +29,12 @@ HISTORY_HEADER = [
 
 
 def identify(
-    setting: Setting, seed: int, lists_sha256: str, train: EuroSATDataset, val: EuroSATDataset, model: nn.Module
-) -> dict:
-    """All that decides what a training leads to, but for the machine."""
+    setting: Setting, lists_sha256: str, train: EuroSATDataset, val: EuroSATDataset, model: nn.Module
+) -> dict[str, object]:
+    """What decides where a training leads: setting, seed, lists, pixels, initial weights; not the machine, nor the code."""
     return {
         "task": train.task,
-        "seed": seed,
+        "seed": train.seed,
         **setting.values(),
         "splits_sha256": lists_sha256,
         "train_images_sha256": train.sha256,
@@ -51,16 +51,16 @@ def run_hash(identity: dict) -> str:
 def archive_stale_run(folder: Path, identity: dict, processes: Processes) -> None:
     """Put the folder aside, under another name, if what lies in it is of another identity."""
     former = _identity_of(folder)
+    aside = folder.with_name(f"{folder.name}-before-{run_hash(former or {})[:8]}")
+    while aside.exists():
+        aside = aside.with_name(aside.name + "-again")
     if processes.size > 1:
         dist.barrier()  # everyone has read before the first one moves anything
     if former is None or former == identity:
         return
     changed = [key for key in identity if former.get(key) != identity[key]]
-    aside = folder.with_name(f"{folder.name}-before-{sha256(json.dumps(former).encode())[:8]}")
     processes.announce(f"{folder.name}: {', '.join(changed)} changed; what was trained before is now in {shown(aside)}")
     if processes.rank == 0:
-        while aside.exists():
-            aside = aside.with_name(aside.name + "-again")
         folder.rename(aside)
     if processes.size > 1:
         dist.barrier()

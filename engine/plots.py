@@ -39,7 +39,7 @@ def source_of(path: Path) -> str | None:
         return None
 
 
-def val_curves(path: Path, setting: str, history: list[dict], task: str, source: str) -> None:
+def val_curves(path: Path, setting: str, history: list[dict], best_epoch: int, task: str, source: str) -> None:
     """Val accuracy, mean TPR and the TPR of each class over the epochs of one setting, the best epoch marked.
 
     Args:
@@ -47,12 +47,13 @@ def val_curves(path: Path, setting: str, history: list[dict], task: str, source:
         setting: its name.
         history: one row per epoch, with "val_accuracy", "val_mean_tpr" and "val_tpr_<class>" in [0, 1]; the TPR of a
             class without images is None.
+        best_epoch: the one chosen, from 1.
         task: "rgb" or "ms".
         source: see `save`.
     """
     accuracy, mean_tpr = _percent(history, "val_accuracy"), _percent(history, "val_mean_tpr")
     tpr = {name: _percent(history, f"val_tpr_{name}") for name in CLASSES}
-    best = max(range(len(history)), key=lambda i: (history[i]["val_accuracy"], history[i]["val_mean_tpr"]))
+    best = best_epoch - 1
     # Half a page wide and a quarter of one high: two of them stand side by side in print, in four rows.
     figure = plt.figure(figsize=(3.45, 2.3))
     axes = figure.add_axes((0.062, 0.66, 0.43, 0.195))  # the place that `_class_panels` leaves free

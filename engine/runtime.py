@@ -24,14 +24,18 @@ from project import UserError, shown
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch."""
+    """Seed python, numpy and torch: initial weights, dropout.
+
+    The order of the images (engine/training.py) and their augmentation (augment.py) have generators of their own, with
+    the same seed; the lists have SPLIT_SEED.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def choose_device(local_rank: int = 0) -> torch.device:
-    """The GPU of this process, or the CPU; arithmetic there is repeatable and in full float32.
+    """The GPU of this process, or the CPU, made repeatable there: no TF32, no algorithms that a timing chooses.
 
     Raises:
         UserError: there are more processes than GPUs.
@@ -162,16 +166,15 @@ def lock_folder(folder: Path, processes: Processes) -> Iterator[None]:
                 f"{shown(folder)} is being trained by {lock.read().strip()}; wait for it or stop it"
             ) from None
         except OSError as error:  # not every file system of a cluster has locks
-            print(
-                f"note: {shown(folder)} cannot be locked ({error.strerror}): do not start this training twice at once"
-            )
+            told = "do not start this training twice at once"
+            print(f"note: {shown(folder)} cannot be locked ({error.strerror}): {told}")
+        else:  # nobody else writes these now: what is there half-written is a killed run's
+            for pattern in ("*/*.partial", "final_model.pt.*.partial", "selection.csv.*.partial"):
+                for partial in folder.glob(pattern):
+                    partial.unlink()
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
-        # Nobody else writes these now: what is there half-written is a killed run's.
-        for pattern in ("*/*.partial", "final_model.pt.*.partial", "selection.csv.*.partial"):
-            for partial in folder.glob(pattern):
-                partial.unlink()
         yield
 
 

@@ -29,7 +29,6 @@ import numpy as np
 from dataset import CLASSES, Split, canonical_file, class_of, patch_of
 from project import PARTS, UserError, sha256, shown
 
-FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
 PUBLISHED_PROFILES = ("published", "spatial")
 LIST_HEADER = ["file", "label", "class_name"]
 REMAKE = "python split_data.py --overwrite"

@@ -1,4 +1,4 @@
-"""The loop: one epoch, one setting, the choice among all settings.
+"""The loop: one epoch, one setting. The choice among all settings is `select_final_model` in evaluation.py.
 
 One process or many: under `torchrun` every process takes its share of each batch, and only the first one writes. After
 each epoch a checkpoint is written; a run that was killed, whenever, continues from the last whole epoch and ends, bit for
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from augment import AUGMENTATIONS
-from dataset import CLASSES, EuroSATDataset, Split, band_indices
+from dataset import CLASSES, EuroSATDataset, band_indices
 from engine import plots
 from engine.checkpoint import (
     HISTORY_HEADER,
@@ -33,7 +33,7 @@ from engine.checkpoint import (
 )
 from engine.evaluation import evaluate, in_order
 from engine.runtime import Processes, choose_precision, environment, seed_everything
-from engine.splits import list_text, splits_hash
+from engine.splits import list_text
 from engine.weights import weights_file
 from models import FUSIONS, known_backbones
 from project import UserError, shown, write_json, write_text
@@ -83,6 +83,26 @@ class EpochBatches(Sampler):
         # All at once, before the GPU has anything to do: each copy to it waits until it has done all it has.
         batches = torch.from_numpy(order).to(self.processes.device).split(self.sizes)
         return (batch[self.processes.rank :: self.processes.size] for batch in batches)
+
+
+def make_loader(train: EuroSATDataset, setting: Setting, processes: Processes) -> DataLoader:
+    """Whole batches of the training images, by `EpochBatches`.
+
+    Raises:
+        UserError: too few images.
+    """
+    batches = EpochBatches(len(train), setting.batch_size, train.seed, processes)
+    if min(batches.sizes) < 2 * processes.size:  # batch norm needs two images in each process
+        raise UserError(
+            f"the setting {setting.name!r}: {len(train)} training images in batches of at most {setting.batch_size} leave "
+            f"{processes.size} process(es) fewer than two at a step; use a longer list, a larger batch_size or fewer processes"
+        )
+    return DataLoader(train, sampler=batches, batch_size=None)
+
+
+def make_optimizer(model: nn.Module, setting: Setting) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019); `train_one_epoch` sets the learning rate at each step."""
+    return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
 
 
 def learning_rate(setting: Setting, progress: float) -> float:
@@ -145,7 +165,7 @@ def train_setting(
     model: nn.Module,
     train: EuroSATDataset,
     val: EuroSATDataset,
-    lists: dict[str, Split],
+    lists_sha256: str,
     folder: Path,
     processes: Processes,
 ) -> None:
@@ -153,25 +173,22 @@ def train_setting(
 
     Args:
         model: with its initial weights.
+        lists_sha256: of the lists that `train` and `val` are of.
         folder: of the setting, below outputs/.
 
     Raises:
         UserError: too few images, a damaged checkpoint, or a loss that is not a number.
     """
-    seed = train.seed
-    batches = EpochBatches(len(train), setting.batch_size, seed, processes)
-    if min(batches.sizes) < 2 * processes.size:  # batch norm needs two images in each process
-        raise UserError(
-            f"the setting {setting.name!r}: {len(train)} training images in batches of at most {setting.batch_size} leave "
-            f"{processes.size} process(es) fewer than two at a step; use a longer list, a larger batch_size or fewer processes"
-        )
-    identity = identify(setting, seed, splits_hash(lists), train, val, model)
+    loader, val_loader = make_loader(train, setting, processes), in_order(val, processes)
+    identity = identify(setting, lists_sha256, train, val, model)
     archive_stale_run(folder, identity, processes)
     model = model.to(processes.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
+    optimizer = make_optimizer(model, setting)
     history = load_checkpoint(folder / "last.pt", model, optimizer) if (folder / "last.pt").exists() else []
     if len(history) >= setting.epochs:
         processes.announce(f"{setting.name}: finished before, best epoch {best_epoch(history)['epoch']}")
+        if processes.rank == 0 and not (folder / "val_curves.png").exists():
+            draw_curves(history, identity, folder)
         return
     versions = environment(processes.device)
     if processes.rank == 0:
@@ -181,17 +198,14 @@ def train_setting(
     if processes.size > 1:
         on_gpus = processes.device.type == "cuda"
         trained = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpus else model)
-    loader, val_loader = DataLoader(train, sampler=batches, batch_size=None), in_order(val, processes)
-    about = {
-        "identity": identity,
-        "versions": {key: value for key, value in versions.items() if key.startswith("torch")},
-        **dict(zip(("mean", "std"), train.statistics, strict=True)),
-    }
+    about = {"identity": identity, "mean": train.statistics[0], "std": train.statistics[1]}
+    about["versions"] = {key: value for key, value in versions.items() if key.startswith("torch")}
     for epoch in range(len(history), setting.epochs):
         start = time.monotonic()
-        seed_everything(int(np.random.SeedSequence((seed, epoch, processes.rank)).generate_state(1)[0]))  # dropout
+        dropout = np.random.SeedSequence((train.seed, epoch, processes.rank))
+        seed_everything(int(dropout.generate_state(1)[0]))
         train.set_epoch(epoch)
-        batches.epoch = epoch
+        loader.sampler.epoch = epoch
         row = train_one_epoch(trained, loader, optimizer, setting, epoch, processes)
         if processes.size > 1:
             for buffer in model.buffers():  # running statistics, where batch norm is not synchronised
@@ -202,9 +216,10 @@ def train_setting(
         row |= {"epoch": epoch + 1, "seconds": round(time.monotonic() - start, 2)}
         record_epoch(row, history, setting, folder, processes)
         if processes.rank == 0:
+            if len(history) == setting.epochs:  # not before: drawing takes as long as 80 images
+                draw_curves(history, identity, folder)
+            # Last: whoever is killed before repeats the epoch.
             save_checkpoint(folder, model, optimizer, history, about)
-    if processes.rank == 0:  # not before: drawing takes as long as 80 images
-        plots.val_curves(folder / "val_curves.png", setting.name, history, train.task, source=run_hash(identity))
 
 
 def record_epoch(row: dict, history: list[dict], setting: Setting, folder: Path, processes: Processes) -> None:
@@ -227,3 +242,9 @@ def record_epoch(row: dict, history: list[dict], setting: Setting, folder: Path,
     )
     if processes.rank == 0:
         write_text(folder / "history.csv", list_text(HISTORY_HEADER, [list(row.values()) for row in history]))
+
+
+def draw_curves(history: list[dict], identity: dict, folder: Path) -> None:
+    """The graph of a setting: val_curves.png."""
+    best, source = best_epoch(history)["epoch"], run_hash(identity)
+    plots.val_curves(folder / "val_curves.png", folder.name, history, best, identity["task"], source)

@@ -35,7 +35,7 @@ from dataset import SIDE, EuroSATDataset, Split, image_paths, load_images
 from engine.evaluation import BATCH_SIZE, in_order, predict
 from engine.runtime import Processes, choose_device, choose_precision
 from engine.splits import read_split
-from engine.training import EpochBatches, train_one_epoch
+from engine.training import make_loader, make_optimizer, train_one_epoch
 from models import build_model, torchvision_models
 from project import CLASSES, cache_dir, config, outputs_dir, run, settings_of, shown, splits_dir, write_json
 from setting import Setting
@@ -121,10 +121,10 @@ class Training:
         self.device = self.processes.device
         how = {"augmentation": setting.augmentation, "seed": config.seed, "cache": cache, "device": self.device}
         self.data = EuroSATDataset(config.dataset_root, "rgb", training_images("rgb", images), setting.bands, **how)
-        self.batches = EpochBatches(images, setting.batch_size, config.seed, self.processes)
-        self.loader = DataLoader(self.data, sampler=self.batches, batch_size=None)
+        self.loader = make_loader(self.data, setting, self.processes)
+        self.batches = self.loader.sampler
         self.model = build_model(setting, weights=None).to(self.device, memory_format=torch.channels_last)
-        self.optimizer = AdamW(self.model.parameters(), lr=0.0, weight_decay=setting.weight_decay, fused=True)
+        self.optimizer = make_optimizer(self.model, setting)
         self.epochs = itertools.cycle(range(setting.epochs))
         resident = torch.randn(max(self.batches.sizes), len(setting.bands), SIDE, SIDE, device=self.device)
         self.resident = resident.contiguous(memory_format=torch.channels_last)
