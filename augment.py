@@ -27,6 +27,28 @@ def random_numbers(seed: int, epoch: int, images: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, 0)).random((images, RANDOM_NUMBERS), np.float32)
 
 
+def band_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each band over all images and pixels, with values scaled to [0, 1].
+
+    Args:
+        pixels: (images, 64, 64, bands) uint8 or uint16, of the training list alone.
+
+    Returns:
+        Two float32 arrays of shape (bands,).
+    """
+    bands, scale = pixels.shape[-1], np.iinfo(pixels.dtype).max
+    total, squares = np.zeros(bands), np.zeros(bands)
+    for start in range(0, len(pixels), 256):
+        values = pixels[start : start + 256].reshape(-1, bands).astype(np.float64)
+        total += values.sum(axis=0)
+        squares += (values**2).sum(axis=0)
+    count = pixels.size / bands
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    # A band that never changes says nothing: it stays zero instead of becoming not-a-number.
+    return (mean / scale).astype(np.float32), np.where(std > 0, std / scale, 1).astype(np.float32)
+
+
 def preprocess(
     pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, augmentation: str, random: torch.Tensor
 ) -> torch.Tensor:

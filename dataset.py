@@ -8,11 +8,12 @@ for images, labels in DataLoader(data, batch_size=32, shuffle=True): ...
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from augment import preprocess, random_numbers
+from augment import band_statistics, preprocess, random_numbers
 from project import CLASSES, UserError, atomic_write, sha256
 
 # The order of the bands in a EuroSAT GeoTIFF. B8A is last, although tables list it after B08.
@@ -239,41 +240,48 @@ def load_images(
     Raises:
         UserError: an image is missing or damaged (named), a band is unknown, or the cache cannot be written.
     """
-    columns, paths = band_indices(task, bands), image_paths(root, task, files)
-    shape, dtype = (len(files), SIDE, SIDE, len(bands)), np.dtype(IMAGE_SETS[task].dtype)
+    paths, shape = image_paths(root, task, files), (len(files), SIDE, SIDE, len(bands))
+    chunks = _decoded(task, paths, band_indices(task, bands))
     if cache is None:
-        pixels = np.empty(shape, dtype)
-        _decode_all(task, paths, columns, pixels)
+        pixels = np.concatenate(list(chunks))
         return pixels, sha256(pixels.data)
     states = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in map(os.stat, paths)]
     key = sha256(json.dumps([task, paths, states, list(bands)]).encode())[:32]
     for path in cache.glob(f"{key}-*.npy"):
         with contextlib.suppress(OSError, ValueError, EOFError):  # damaged: decoded and written again
             pixels = np.load(path, mmap_mode="r")
-            if pixels.shape == shape and pixels.dtype == dtype and sha256(pixels.data) == path.stem.partition("-")[2]:
+            if pixels.shape == shape and sha256(pixels.data) == path.stem.partition("-")[2]:
                 return pixels, path.stem.partition("-")[2]
     _remove_abandoned(cache)
     unnamed = cache / f"{key}.{os.getpid()}.npy"  # nobody else's, should two decode at once
     with atomic_write(unnamed) as partial:
-        pixels = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-        _decode_all(task, paths, columns, pixels)
-        digest = sha256(pixels.data)
-        del pixels  # flushes and closes the file
-    os.replace(unnamed, named := cache / f"{key}-{digest}.npy")
-    return np.load(named, mmap_mode="r"), digest
+        pixels, digest, start = (
+            np.lib.format.open_memmap(partial, "w+", IMAGE_SETS[task].dtype, shape),
+            hashlib.sha256(),
+            0,
+        )
+        for chunk in chunks:  # hashed and written while others are decoded
+            digest.update(chunk.data)
+            pixels[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        del pixels  # closes the file
+    os.replace(unnamed, named := cache / f"{key}-{digest.hexdigest()}.npy")
+    return np.load(named, mmap_mode="r"), digest.hexdigest()
 
 
-def _decode_all(task: str, paths: Sequence[str], columns: list[int], pixels: np.ndarray) -> None:
-    """Decode into the rows of `pixels`; all cores do, as the decoders leave Python's lock."""
+def _decoded(task: str, paths: Sequence[str], columns: list[int]) -> Iterator[np.ndarray]:
+    """The images, (64 at a time, 64, 64, bands); all cores decode, as the decoders leave Python's lock."""
 
-    def decode(start: int) -> None:
-        for row, path in zip(pixels[start : start + 64], paths[start : start + 64], strict=True):
+    def decode(start: int) -> np.ndarray:
+        chunk = paths[start : start + 64]
+        pixels = np.empty((len(chunk), SIDE, SIDE, len(columns)), IMAGE_SETS[task].dtype)
+        for row, path in zip(pixels, chunk, strict=True):
             np.take(read_image(path, task), columns, axis=2, out=row, mode="clip")  # "clip": straight into the row
+        return pixels
 
     starts = range(0, len(paths), 64)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(decode, starts), "decode", len(starts), unit="x 64 images", disable=None, leave=False):
-            pass
+        yield from tqdm(pool.map(decode, starts), "decode", len(starts), unit="x 64 images", disable=None, leave=False)
 
 
 def _remove_abandoned(cache: Path) -> None:
@@ -295,28 +303,6 @@ def band_indices(task: str, bands: Sequence[str]) -> list[int]:
         if band not in known:
             raise UserError(f"unknown band {band!r} of the {IMAGE_SETS[task].name} set; known: {', '.join(known)}")
     return [known.index(band) for band in bands]
-
-
-def band_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each band over all images and pixels, with values scaled to [0, 1].
-
-    Args:
-        pixels: (images, 64, 64, bands) uint8 or uint16, of the training list alone.
-
-    Returns:
-        Two float32 arrays of shape (bands,).
-    """
-    bands, scale = pixels.shape[-1], np.iinfo(pixels.dtype).max
-    total, squares = np.zeros(bands), np.zeros(bands)
-    for start in range(0, len(pixels), 256):
-        values = pixels[start : start + 256].reshape(-1, bands).astype(np.float64)
-        total += values.sum(axis=0)
-        squares += (values**2).sum(axis=0)
-    count = pixels.size / bands
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    # A band that never changes says nothing: it stays zero instead of becoming not-a-number.
-    return (mean / scale).astype(np.float32), np.where(std > 0, std / scale, 1).astype(np.float32)
 
 
 # The data set class ----------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from tifffile import imwrite
 from torch.utils.data import DataLoader
 
 import dataset
-from augment import AUGMENTATIONS, RANDOM_NUMBERS, preprocess, random_numbers
-from dataset import CLASSES, MS_BANDS, EuroSATDataset, band_statistics, load_images, read_image
+from augment import AUGMENTATIONS, RANDOM_NUMBERS, band_statistics, preprocess, random_numbers
+from dataset import CLASSES, MS_BANDS, EuroSATDataset, load_images, read_image
 from engine.evaluation import in_order
 from engine.runtime import Processes
 from engine.splits import read_split
@@ -85,6 +85,7 @@ def test_every_way_of_asking_gives_the_same_tensors(lists, task):
     labels = [data[i][1] for i in range(len(data))]
     assert labels == data.split.labels.tolist() and all(type(label) is int for label in labels)
     loader = DataLoader(data, batch_size=7, num_workers=2, multiprocessing_context="fork")
+    assert torch.equal(data[np.int64(3)][0], one_by_one[3]) and len(list(zip(data, range(99)))) == len(data)
     for batches in (list(loader), list(in_order(data))):
         assert torch.equal(one_by_one, torch.cat([images for images, _ in batches]))
         assert torch.cat([own for _, own in batches]).tolist() == labels

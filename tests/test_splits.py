@@ -408,6 +408,22 @@ def test_verify_finds_profiles_that_disagree(here, complete):
     assert "FAIL  across image sets and profiles (course/rgb, full/rgb)" in here.run("verify_splits.py", status=1)
 
 
+def test_verify_fails_for_a_damaged_list_of_the_other_profile_and_goes_on(here, complete):
+    config.dataset_root = complete
+    for config.profile in ("full", "course"):
+        here.run("split_data.py")
+    (splits_dir("rgb", "full") / "val.csv").write_text("nonsense")
+    output = here.run("verify_splits.py", status=1)
+    assert "FAIL  full/rgb/val.csv is well-formed: splits/full/rgb/val.csv, line 1: the header is not" in output
+    assert "ok    rgb: train and val share no file" in output
+
+
+def test_verify_says_what_it_does_not_check(place):
+    shutil.rmtree(splits_dir("ms"))
+    output = place.here.run("verify_splits.py")
+    assert "note  no lists in splits/demo/ms: nothing of ms is checked" in output
+
+
 # Reading ---------------------------------------------------------------------------------------------------------
 
 

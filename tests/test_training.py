@@ -19,7 +19,8 @@ import torch
 from conftest import CODE, files_below, jpeg
 
 import models
-from dataset import CLASSES, EuroSATDataset, band_statistics, load_images
+from augment import band_statistics
+from dataset import CLASSES, EuroSATDataset, load_images
 from engine import runtime, training
 from engine.evaluation import compute_metrics, in_order, load_model, predict
 from engine.runtime import Processes
@@ -110,6 +111,14 @@ def test_a_finished_setting_is_not_trained_again(trained_copy):
     output = trained_copy.run("train_rgb.py")
     assert "first: finished before" in output and "epoch 1/2" not in output
     assert results(trained_copy.root) == before
+
+
+def test_a_graph_that_was_lost_is_drawn_again(place):
+    """As after a kill between the last checkpoint and the graph, or by a person."""
+    path = place.root / "outputs/demo/rgb/first/val_curves.png"
+    before = path.read_bytes()
+    path.unlink()
+    assert "first: finished before" in place.here.run("train_rgb.py") and path.read_bytes() == before
 
 
 def test_twice_from_scratch_gives_the_same(trained, user):
