@@ -59,8 +59,8 @@ class Config:
         dataset_root, project_root: absolute.
         team: name and matriculation number of each member.
         seed: the first member's number, or SEED while the team is empty.
-        sizes: images in train, val and test, or None for all that are there.
-        settings: {task: settings} of all profiles: {profile: {task: […]}}.
+        course_sizes: images in train, val and test of the profile "course".
+        settings: those of all profiles, {profile: {task: […]}}.
     """
 
     dataset_root: Path

@@ -121,7 +121,7 @@ def find_patches() -> dict[str, dict[str, str]]:
     for task in set(TASKS) - set(present):
         print(f"note: no {IMAGE_SETS[task].name} images below {config.dataset_root}: no lists for {task}")
     for task, images in present.items():
-        folder = config.dataset_root / next(iter(images.values())).rpartition("/")[0] / ".."
+        folder = (config.dataset_root / next(iter(images.values()))).parent.parent
         others = sorted(
             entry.name
             for entry in os.scandir(folder)
@@ -130,7 +130,7 @@ def find_patches() -> dict[str, dict[str, str]]:
             and any(name.lower().endswith(IMAGE_SETS[task].suffixes) for name in os.listdir(entry))
         )
         if others:
-            print(f"note: {folder.parent.parent} also holds {', '.join(others)}, none of the ten classes: not used")
+            print(f"note: {folder} also holds {', '.join(others)}, none of the ten classes: not used")
         strangers = [] if config.profile == "demo" else sorted(set(images) - set(complete_patches()))
         if strangers:
             print(

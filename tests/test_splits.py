@@ -308,6 +308,17 @@ def test_one_image_set_alone_leaves_the_other_s_lists_and_record(place):
     assert output.count("FAIL") == 1 and "listed images are not below" in output
 
 
+def test_a_strange_folder_is_told_where_it_lies_though_class_folders_are_links(here, own_sample, tmp_path):
+    """It was looked for beside what the first class folder points to."""
+    links = tmp_path / "links" / "EuroSAT_RGB"
+    links.mkdir(parents=True)
+    for folder in (own_sample / "EuroSAT_RGB").iterdir():
+        (links / folder.name).symlink_to(folder)
+    shutil.copytree(own_sample / "EuroSAT_RGB/Forest", links / "Desert")
+    config.dataset_root = links.parent
+    assert f"note: {links} also holds Desert, none of the ten classes: not used" in here.run("split_data.py")
+
+
 def test_names_that_are_not_eurosat_s_are_told(here, complete, tmp_path):
     config.profile, config.dataset_root = "full", tmp_path / "images"
     empty_images(config.dataset_root, [*list(complete_patches())[::50], "Forest/My_own"], {"rgb": "2750"})
