@@ -1,11 +1,12 @@
 # make demo   the whole chain on the real images in sample/, ending with its report
 # make test   lint and tests
+# make submission   one zip of what is handed in
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo test
+.PHONY: install demo test submission
 
 install: $(VENV)/installed
 
@@ -32,3 +33,6 @@ test: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest -n 2
+
+submission: install
+	$(RUN) -m studies.submission

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 
 from dataset import IMAGE_SETS, find_images
-from engine.weights import TIMEOUT, fetch_weights, weights_file
+from engine.weights import RGB_MODEL, TIMEOUT, fetch_weights, weights_file
 from models import torchvision_downloads
 from project import TASKS, UserError, config, pretrained_dir, run, shown
 
@@ -98,7 +98,7 @@ def fetch_all_weights() -> None:
     """
     settings = [setting for tasks in config.settings.values() for own in tasks.values() for setting in own]
     for backbone, weights in dict.fromkeys((setting.backbone, setting.weights) for setting in settings):
-        if weights is None:
+        if weights in (None, RGB_MODEL):
             continue
         file = weights_file(backbone, weights)
         there = file.path(pretrained_dir()).exists()

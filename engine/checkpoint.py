@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from dataset import CLASSES, EuroSATDataset
 from engine.runtime import Processes
@@ -89,23 +90,32 @@ def best_epoch(history: list[dict]) -> dict:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict], about: dict
+    folder: Path,
+    model: nn.Module,
+    averaged: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict],
+    about: dict,
 ) -> None:
     """Write last.pt, and best.pt where the last epoch is the best.
 
     Args:
+        averaged: of the model; what was evaluated.
         history: a row for each epoch that is done, keys as in HISTORY_HEADER.
         about: identity, versions, mean and std.
     """
     if best_epoch(history) is history[-1]:
         # Before last.pt: whoever is killed between the two repeats this epoch and writes the same again.
-        save_tensors(folder / "best.pt", {"epoch": len(history), "model": model.state_dict()})
-    content = {**about, "history": history, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        save_tensors(folder / "best.pt", {"epoch": len(history), "model": averaged.module.state_dict()})
+    states = {"model": model, "averaged": averaged, "optimizer": optimizer}
+    content = {**about, "history": history, **{name: state.state_dict() for name, state in states.items()}}
     save_tensors(folder / "last.pt", content)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Put model and optimizer where last.pt left them; return the history: its length is the number of epochs done.
+def load_checkpoint(
+    path: Path, model: nn.Module, averaged: AveragedModel, optimizer: torch.optim.Optimizer
+) -> list[dict]:
+    """Put model, average and optimizer where last.pt left them; return the history: its length is the number of epochs done.
 
     Raises:
         UserError: it holds something else than a checkpoint of this model.
@@ -113,6 +123,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     content = read_checkpoint(path)
     try:
         model.load_state_dict(content["model"])
+        averaged.load_state_dict(content["averaged"])
         optimizer.load_state_dict(content["optimizer"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # whatever torch makes of it
         raise _no_checkpoint(path, error) from error

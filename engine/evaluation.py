@@ -17,13 +17,13 @@ from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataset import CLASSES, EuroSATDataset, Split
+from dataset import CLASSES, EuroSATDataset, Split, patch_of
 from engine import plots
 from engine.checkpoint import best_epoch, read_checkpoint, run_hash
 from engine.runtime import Processes, choose_device, environment
 from engine.splits import list_text, parse_split, split_text, splits_hash
 from engine.weights import initial_weights_record, load_tensors, save_tensors
-from models import Network, build_model
+from models import Network, build_model, torchvision_name
 from project import UserError, sha256, shown, write_json, write_text
 from setting import Setting
 
@@ -36,13 +36,13 @@ def in_order(dataset: EuroSATDataset, processes: Processes | None = None) -> Dat
     return DataLoader(dataset, sampler=torch.arange(rank, len(dataset), size).split(BATCH_SIZE), batch_size=None)
 
 
-def predict(model: nn.Module, loader: DataLoader) -> tuple[torch.Tensor, torch.Tensor]:
+def predict(model: nn.Module, loader: DataLoader, views: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (images, 10) float32 and labels (images,) of what a loader gives, on the CPU; in evaluation mode."""
     model.eval()
     logits, labels = [], []
     with torch.inference_mode():
         for images, own in loader:  # (batch, bands, 64, 64), (batch,)
-            logits.append(model(images))
+            logits.append(model(images, views))
             labels.append(own)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()  # to the CPU at the end: that waits for a GPU
 
@@ -92,7 +92,7 @@ class FinalModel:
 
     Attributes:
         mean, std: (bands,).
-        about: the rest of the file: task, setting, seed, epoch and val metrics that chose it, splits_sha256, versions.
+        about: the rest of the file: task, seed, epoch and val metrics that chose it, splits_sha256, versions.
         sha256: of the file.
     """
 
@@ -100,6 +100,7 @@ class FinalModel:
     mean: torch.Tensor
     std: torch.Tensor
     bands: tuple[str, ...]
+    setting: Setting
     about: dict
     sha256: str
 
@@ -172,9 +173,34 @@ def load_model(folder: Path, task: str, device: torch.device) -> FinalModel:
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{shown(path)} is no final model of this program ({reason}); {remedy}") from error
-    about = {key: value for key, value in content.items() if key not in ("model", "mean", "std")}
+    about = {key: value for key, value in content.items() if key not in ("model", "mean", "std", "setting")}
     model = model.to(device, memory_format=torch.channels_last)
-    return FinalModel(model, content["mean"], content["std"], bands, about, sha256(path.read_bytes()))
+    return FinalModel(model, content["mean"], content["std"], bands, setting, about, sha256(path.read_bytes()))
+
+
+def rgb_backbone(folder: Path, rgb: dict[str, Split], ms: dict[str, Split]) -> dict[str, torch.Tensor]:
+    """The backbone of the final RGB model, under torchvision's names: initial weights for six bands.
+
+    Args:
+        folder: of the task "rgb" in outputs/.
+        rgb, ms: the lists of both image sets.
+
+    Raises:
+        UserError: there is no RGB model, it is of other lists, or it was trained or chosen with a patch of the test list.
+    """
+    content = read_model(folder, "rgb")
+    if content["splits_sha256"] != splits_hash(rgb):
+        raise UserError(
+            f"{shown(model_path(folder))} was trained with other lists than those in splits/; run: python train_rgb.py"
+        )
+    seen = {patch_of(file) for part in ("train", "val") for file in rgb[part].files}
+    if leaked := [file for file in ms["test"].files if patch_of(file) in seen]:
+        raise UserError(
+            f"the final RGB model has seen {len(leaked)} test patches of the multispectral lists ({leaked[0]}, …), so a network "
+            "cannot start from it; set other weights in config.py"
+        )
+    backbone = ((name.removeprefix("backbone."), tensor) for name, tensor in content["model"].items())
+    return {torchvision_name(name): tensor for name, tensor in backbone if not name.startswith("linear.")}
 
 
 # Its choice, by val ----------------------------------------------------------------------------------------------
@@ -198,7 +224,7 @@ def select_final_model(
         "run": run_hash(run["identity"]),
         "runs": {name: run_hash(other["identity"]) for name, other in runs.items()},
         "setting": setting.values(),
-        "initial_weights": initial_weights_record(setting, pretrained),
+        "initial_weights": initial_weights_record(setting, pretrained, model_path(folder.with_name("rgb"))),
         "classes": list(CLASSES),
         "bands": list(setting.bands),
         **{"mean": run["mean"], "std": run["std"], "model": own["model"], "epoch": best["epoch"]},
@@ -235,10 +261,11 @@ def write_selection(folder: Path, settings: list[Setting], selected: Setting, ru
 
 @dataclass(frozen=True)
 class Prediction:
-    """A final model's look at the test list: logits (images, 10), row i of the list's line i."""
+    """A final model's look at the test list: logits (images, 10), row i of the list's line i; those from one view, too."""
 
     split: Split
     logits: torch.Tensor
+    one_view: torch.Tensor
     model_sha256: str
     images_sha256: str
     environment: dict
@@ -265,8 +292,11 @@ def predict_test(root: Path, folder: Path, task: str, splits: dict[str, Split]) 
     test = splits["test"]
     statistics = final.mean, final.std
     data = EuroSATDataset(root, task, test, final.bands, statistics, device=device)
-    logits, _ = predict(final.model, in_order(data))
-    return Prediction(test, logits, final.sha256, data.sha256, environment(device))
+    one_view, _ = predict(final.model, in_order(data))
+    logits = one_view
+    if final.setting.views > 1:
+        logits, _ = predict(final.model, in_order(data), final.setting.views)
+    return Prediction(test, logits, one_view, final.sha256, data.sha256, environment(device))
 
 
 def save_results(folder: Path, task: str, prediction: Prediction) -> dict:
@@ -282,8 +312,10 @@ def save_results(folder: Path, task: str, prediction: Prediction) -> dict:
     }
     confusion = folder / "confusion_matrix.png"
     plots.confusion_matrix(confusion, metrics["confusion"], task, source=hashes["logits_sha256"])
+    one_view = compute_metrics(prediction.one_view, prediction.split.labels)
+    record = {"images": len(prediction.split.files), **metrics, "one_view": one_view["accuracy"], **hashes}
     # Last, because its hashes vouch for the others.
-    record = {"images": len(prediction.split.files), **metrics, **hashes, "environment": prediction.environment}
+    record["environment"] = prediction.environment
     write_json(folder / "test_metrics.json", record, keep_former=True)
     return metrics
 
@@ -296,7 +328,7 @@ class Results:
         split: files and labels, one for each row of the logits.
         logits: (images, 10) float32.
         metrics: as `compute_metrics` gives them, computed from these logits.
-        record: the hashes and the environment that were saved with them.
+        record: hashes, environment and the accuracy with one view ("one_view") that were saved with them.
         changes: what was changed after saving, in words; empty where nothing was.
     """
 
@@ -327,7 +359,7 @@ def read_results(folder: Path, task: str) -> Results:
         record = {key: saved[key] for key in ("model_sha256", "files_sha256", "images_sha256", "logits_sha256")}
         if not isinstance(saved["environment"], dict) or not all(isinstance(value, str) for value in record.values()):
             raise ValueError("no environment or hashes")
-        record["environment"] = saved["environment"]
+        record |= {"environment": saved["environment"], "one_view": float(saved["one_view"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{', '.join(names)} in {shown(folder)}: damaged ({error}); bring them back, or run: {again}"

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,16 @@ class Processes:
         if self.size > 1 and self.rank == 0:
             dist.barrier()
 
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all processes what the first one has in these."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, 0)
+
+    def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Put the sum over all processes into these, in every process."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.all_reduce(tensor)
+
     def gather(self, rows: torch.Tensor, total: int) -> torch.Tensor:
         """Put together what each process has of `total` rows: rank, rank + size, rank + 2 size, …"""
         if self.size == 1:
@@ -196,7 +206,9 @@ def stop_with_one_line(folder: Path, processes: Processes) -> Iterator[None]:
         (number,) = stopped.args
         launcher = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}" if processes.size > 1 else "python"
         own = [f"{key}={shlex.quote(value)}" for key, value in os.environ.items() if key.startswith("EUROSAT_")]
-        command = " ".join([*sorted(own), launcher, Path(sys.argv[0]).name])
+        script = Path(sys.argv[0])
+        name = f"-m studies.{script.stem}" if script.parent.name == "studies" else script.name
+        command = " ".join([*sorted(own), launcher, name])
         kept = f"all whole epochs are kept in {shown(folder)}"
         processes.announce(f"stopped by {signal.Signals(number).name}; {kept}. To continue: {command}")
         raise SystemExit(128 + number) from None

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
@@ -34,7 +34,7 @@ from engine.checkpoint import (
 from engine.evaluation import evaluate, in_order
 from engine.runtime import Processes, choose_precision, environment, seed_everything
 from engine.splits import list_text
-from engine.weights import weights_file
+from engine.weights import RGB_MODEL, weights_file
 from models import FUSIONS, known_backbones
 from project import UserError, shown, write_json, write_text
 from setting import Setting
@@ -58,7 +58,7 @@ def check_settings(task: str, settings: list[Setting]) -> None:
         for kept, rule in rules:
             if not kept:
                 raise UserError(f"the setting {setting.name!r} in config.py: {rule}")
-        if setting.weights is not None:
+        if setting.weights is not None and (task, setting.weights) != ("ms", RGB_MODEL):
             weights_file(setting.backbone, setting.weights)
 
 
@@ -114,6 +114,7 @@ def learning_rate(setting: Setting, progress: float) -> float:
 
 def train_one_epoch(
     model: nn.Module,
+    averaged: AveragedModel,
     loader: DataLoader,
     optimizer: torch.optim.Optimizer,
     setting: Setting,
@@ -123,6 +124,7 @@ def train_one_epoch(
     """Every image once.
 
     Args:
+        averaged: of the model; follows it at each step.
         loader: whole batches, images (batch, bands, 64, 64) and labels (batch,), by `EpochBatches`.
         epoch: from 0.
 
@@ -136,25 +138,23 @@ def train_one_epoch(
     bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=True if processes.rank else None)
     model.train()
     for step, (images, labels) in enumerate(bar):
+        progress = (epoch + (step + 0.5) / len(loader)) / setting.epochs
         for parameters in optimizer.param_groups:
-            parameters["lr"] = learning_rate(
-                setting, (epoch * len(loader) + step + 0.5) / (setting.epochs * len(loader))
-            )
+            parameters["lr"] = learning_rate(setting, progress)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = model(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=setting.label_smoothing, reduction="sum")
         # DistributedDataParallel averages over processes; this makes it the mean over the whole batch.
         (loss * processes.size / loader.sampler.sizes[step]).backward()
         optimizer.step()
+        averaged.update_parameters(model)
         optimizer.zero_grad()
         loss_sum += loss.detach()
         correct += (logits.argmax(1) == labels).sum()
-    if processes.size > 1:
-        dist.all_reduce(loss_sum)
-        dist.all_reduce(correct)
-    images = len(loader.dataset)
-    rate = optimizer.param_groups[0]["lr"]
-    return {"train_loss": loss_sum.item() / images, "train_accuracy": correct.item() / images, "learning_rate": rate}
+    processes.add_up((loss_sum, correct))
+    row = {"train_loss": loss_sum.item(), "train_accuracy": correct.item()}
+    row = {key: total / len(loader.dataset) for key, total in row.items()}
+    return row | {"learning_rate": optimizer.param_groups[0]["lr"]}
 
 
 # One setting -----------------------------------------------------------------------------------------------------
@@ -183,8 +183,10 @@ def train_setting(
     identity = identify(setting, lists_sha256, train, val, model)
     archive_stale_run(folder, identity, processes)
     model = model.to(processes.device, memory_format=torch.channels_last)
+    averaging = get_ema_multi_avg_fn(setting.weight_averaging)
+    averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)  # batch norm's statistics, too
     optimizer = make_optimizer(model, setting)
-    history = load_checkpoint(folder / "last.pt", model, optimizer) if (folder / "last.pt").exists() else []
+    history = load_checkpoint(last, model, averaged, optimizer) if (last := folder / "last.pt").exists() else []
     if len(history) >= setting.epochs:
         processes.announce(f"{setting.name}: finished before, best epoch {best_epoch(history)['epoch']}")
         if processes.rank == 0 and not (folder / "val_curves.png").exists():
@@ -194,11 +196,10 @@ def train_setting(
     if processes.rank == 0:
         write_json(folder / "setting.json", {"identity": identity, "processes": processes.size, **versions})
     processes.announce(f"{setting.name}: from epoch {len(history) + 1} of {setting.epochs} on {processes.device}")
-    trained = model
-    if processes.size > 1:
-        on_gpus = processes.device.type == "cuda"
-        trained = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpus else model)
-    about = {"identity": identity, "mean": train.statistics[0], "std": train.statistics[1]}
+    on_gpus = processes.size > 1 and processes.device.type == "cuda"
+    trained = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpus else model
+    trained = DistributedDataParallel(trained) if processes.size > 1 else trained
+    about = {"identity": identity, **dict(zip(("mean", "std"), train.statistics, strict=True))}
     about["versions"] = {key: value for key, value in versions.items() if key.startswith("torch")}
     for epoch in range(len(history), setting.epochs):
         start = time.monotonic()
@@ -206,11 +207,9 @@ def train_setting(
         seed_everything(int(dropout.generate_state(1)[0]))
         train.set_epoch(epoch)
         loader.sampler.epoch = epoch
-        row = train_one_epoch(trained, loader, optimizer, setting, epoch, processes)
-        if processes.size > 1:
-            for buffer in model.buffers():  # running statistics, where batch norm is not synchronised
-                dist.broadcast(buffer, 0)
-        metrics = evaluate(model, val_loader, processes)
+        row = train_one_epoch(trained, averaged, loader, optimizer, setting, epoch, processes)
+        processes.broadcast((*model.buffers(), *averaged.buffers()))  # running statistics, where not synchronised
+        metrics = evaluate(averaged.module, val_loader, processes)
         row |= {f"val_{key}": metrics[key] for key in ("loss", "accuracy", "mean_tpr")}
         row |= {f"val_tpr_{name}": metrics["tpr"][name] for name in CLASSES}
         row |= {"epoch": epoch + 1, "seconds": round(time.monotonic() - start, 2)}
@@ -219,7 +218,7 @@ def train_setting(
             if len(history) == setting.epochs:  # not before: drawing takes as long as 80 images
                 draw_curves(history, identity, folder)
             # Last: whoever is killed before repeats the epoch.
-            save_checkpoint(folder, model, optimizer, history, about)
+            save_checkpoint(folder, model, averaged, optimizer, history, about)
 
 
 def record_epoch(row: dict, history: list[dict], setting: Setting, folder: Path, processes: Processes) -> None:

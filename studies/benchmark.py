@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from dataset import SIDE, EuroSATDataset, Split, image_paths, load_images
@@ -124,6 +125,8 @@ class Training:
         self.loader = make_loader(self.data, setting, self.processes)
         self.batches = self.loader.sampler
         self.model = build_model(setting, weights=None).to(self.device, memory_format=torch.channels_last)
+        averaging = get_ema_multi_avg_fn(setting.weight_averaging)
+        self.averaged = AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True)
         self.optimizer = make_optimizer(self.model, setting)
         self.epochs = itertools.cycle(range(setting.epochs))
         resident = torch.randn(max(self.batches.sizes), len(setting.bands), SIDE, SIDE, device=self.device)
@@ -134,7 +137,7 @@ class Training:
         epoch = next(self.epochs)
         self.data.set_epoch(epoch)
         self.batches.epoch = epoch
-        train_one_epoch(self.model, self.loader, self.optimizer, self.setting, epoch, self.processes)
+        train_one_epoch(self.model, self.averaged, self.loader, self.optimizer, self.setting, epoch, self.processes)
 
     def compute_alone(self) -> None:
         """Forward, backward and optimizer step as often and with batches as large, on the same images over and over."""

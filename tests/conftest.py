@@ -30,11 +30,11 @@ SMALL_SETTINGS = """
 import os
 from project import config
 from setting import Setting
-small = dict(weights=None, backbone="mobilenet_v3_small", image_size=32, batch_size=16)
+small = dict(weights=None, backbone="mobilenet_v3_small", image_size=32, batch_size=16, weight_averaging=0.5)
 groups = (("B04", "B03", "B02"), ("B08", "B11", "B12"))
 for of_tasks in config.settings.values():
-    of_tasks["rgb"] = [Setting("first", "mild", epochs=2, **small), Setting("second", "strong", epochs=2, **small)]
-    of_tasks["ms"] = [Setting("late", "strong", epochs=1, band_groups=groups, fusion="concat", **small)]
+    of_tasks["rgb"] = [Setting("first", "mild", epochs=2, **small), Setting("second", "strong", epochs=2, views=8, **small)]
+    of_tasks["ms"] = [Setting("late", "strong", epochs=1, band_groups=groups, fusion="concat", views=8, **small)]
 exec(os.environ.get("TEST_CONFIG", ""))
 """
 # Writes down what a script changes outside the project root and each address that it looks up or connects to.
@@ -252,6 +252,7 @@ class Place:
 
     def __init__(self, project, trained, sample, here, monkeypatch) -> None:
         self.root, self.sample, self.here, self.monkeypatch = project, sample, here, monkeypatch
+        self.trained_root = trained.root
         shutil.copytree(trained.root / "splits", project / "splits")
         shutil.copytree(trained.root / "outputs", project / "outputs", copy_function=os.link)
 

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pypdf
@@ -11,8 +15,12 @@ import torch
 from conftest import CODE, state_of, unlinked
 from sklearn.metrics import accuracy_score, recall_score
 
-from dataset import CLASSES
-from project import config
+import make_report
+from dataset import CLASSES, EuroSATDataset
+from engine.evaluation import compute_metrics, in_order, load_model, predict
+from engine.splits import read_splits
+from project import UserError, config
+from studies import submission
 
 SCRIPTS = sorted(path.name for path in CODE.glob("*.py") if "__main__" in path.read_text())
 
@@ -162,6 +170,28 @@ def test_report(trained):
     assert "Missing here" not in text
 
 
+def test_the_report_of_course_names_the_figures_on_the_splits_that_papers_compare_on(place):
+    config.profile = "course"
+    there = place.root / "outputs/published/rgb"
+    shutil.copytree(place.root / "outputs/demo/rgb", there)
+    accuracy = json.loads((there / "test_metrics.json").read_text())["accuracy"]
+    missing = []
+    assert f"published {accuracy:.1%} (" in make_report.limits([], missing) and not missing
+    (there / "test_logits.pt").unlink()
+    assert "published" not in make_report.limits([], missing) and "test_logits.pt" in missing[0]
+
+
+def test_the_figure_with_one_view_is_beside_that_with_eight(trained, sample):
+    """Of the setting that won; by hand from the model."""
+    folder, lists = trained.root / "outputs/demo/ms", read_splits(trained.root / "splits/demo/ms", "ms")
+    final = load_model(folder, "ms", torch.device("cpu"))
+    test = EuroSATDataset(sample, "ms", lists["test"], final.bands, (final.mean, final.std))
+    for views, name in ((1, "one_view"), (final.setting.views, "accuracy")):
+        logits, labels = predict(final.model, in_order(test), views)
+        expected = compute_metrics(logits, labels.numpy())["accuracy"]
+        assert json.loads((folder / "test_metrics.json").read_text())[name] == expected
+
+
 def test_report_names_what_is_missing_and_the_team(trained_copy):
     (trained_copy.root / "outputs/demo/ms/ranking.png").unlink()
     (trained_copy.root / "outputs/demo/rgb/test_metrics.json").unlink()
@@ -278,3 +308,32 @@ def test_one_task_works_without_the_other(here, own_sample):
     ):
         here.run(script)
     assert "python split_data.py" in here.refused("train_ms.py")
+
+
+def test_the_submission_verifies_and_reproduces_where_it_is_unpacked(place, tmp_path, sample, capsys):
+    """From the zip's own code, in a folder of its own; no image lies in it."""
+    shutil.copytree(place.trained_root / "report", place.root / "report")
+    submission.main()
+    out = capsys.readouterr().out
+    path = place.root / "submission.zip"
+    first = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "elsewhere")
+    assert not [name for name in names if name.endswith((".jpg", ".tif", "best.pt", "last.pt", ".npy", ".backup"))]
+    assert {"eurosat/outputs/demo/ms/final_model.pt", "eurosat/report/report-demo.pdf"} <= set(names)
+    assert all(name.removeprefix("eurosat/") in out for name in names)
+    folder = tmp_path / "elsewhere/eurosat"
+    environment = {**os.environ, "EUROSAT_DATASET_ROOT": str(sample), "EUROSAT_PROFILE": "demo"}
+    for script, says in (("verify_splits.py", ""), ("reproduce.py", "REPRODUCED to the last bit")):
+        command = [sys.executable, folder / script]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and says in done.stdout, done.stdout + done.stderr
+    submission.main()
+    assert path.read_bytes() == first
+
+
+def test_no_submission_without_results_of_the_present_model(place):
+    place.output("test_logits.pt").unlink()
+    with pytest.raises(UserError, match="there is no reference .*test_logits.pt; run: python predict_test.py rgb"):
+        submission.main()

@@ -167,6 +167,24 @@ def test_images_are_resized_to_the_settings_size(with_weights):
     assert sizes == [96]
 
 
+def test_eight_views_are_all_flips_and_quarter_turns():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    views = {tuple(models.orientation(image, number).flatten().tolist()) for number in range(8)}
+    turned = [torch.rot90(image, quarter, (2, 3)) for quarter in range(4)]
+    assert views == {tuple(view.flatten().tolist()) for turn in turned for view in (turn, turn.flip(3))}
+    assert torch.equal(models.orientation(image, 0), image)
+
+
+@pytest.mark.parametrize("change", [{"fusion": "none", "band_groups": (RED_GREEN_BLUE,)}, {"fusion": "attention"}])
+def test_with_eight_views_logits_do_not_depend_on_how_the_image_is_turned(with_weights, change):
+    network = built(dataclasses.replace(SIX_BANDS, image_size=96, **change)).eval()
+    images = torch.randn(2, 6 if change["fusion"] == "attention" else 3, 64, 64)
+    turned = torch.rot90(images.flip(3), 1, (2, 3))
+    with torch.no_grad():
+        one, eight = ((network(images, n) - network(turned, n)).abs().max().item() for n in (1, 8))
+    assert eight < 1e-4 and eight < one / 10
+
+
 def test_weights_of_another_network_are_refused(with_weights, project):
     with_weights["resnet18"] = with_weights["mobilenet_v2"]
     with pytest.raises(

@@ -26,8 +26,9 @@ def item(self, indices):
     if self.augmentation != "none":
         seen.append(indices.tolist())
     return real_item(self, indices)
-def train_one_epoch(model, loader, optimizer, setting, epoch, processes):
-    result = real_epoch(model, loader, optimizer, setting, epoch, processes)
+def train_one_epoch(model, *rest):
+    result = real_epoch(model, *rest)
+    epoch = rest[-2]
     state = getattr(model, "module", model).state_dict()
     torch.save({"seen": list(seen), "model": state}, folder / f"{rank}-{epoch}.pt")
     seen.clear()

@@ -12,6 +12,7 @@ import torch
 from conftest import jpeg, tif
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.optim.swa_utils import AveragedModel
 
 import make_report
 import reproduce
@@ -143,20 +144,23 @@ def test_checkpoint_and_its_history(trained, monkeypatch):
     tensors, rest = split_after(whole["model"], 3)
     states, rest_of_states = split_after(whole["optimizer"]["state"], 2)
     few = {key: whole[key] for key in ("history", "versions", "mean", "std", "identity")}
-    few |= {"model": tensors, "optimizer": {**whole["optimizer"], "state": states}}
+    averaged, rest_of_averaged = split_after(whole["averaged"], 3)
+    few |= {"model": tensors, "averaged": averaged, "optimizer": {**whole["optimizer"], "state": states}}
 
     @FUZZ
     @given(edited(few))
     def fuzz(content):
         if isinstance(content.get("model"), dict):
             content["model"] |= rest
+        if isinstance(content.get("averaged"), dict):
+            content["averaged"] |= rest_of_averaged
         if isinstance(content.get("optimizer"), dict) and isinstance(content["optimizer"].get("state"), dict):
             content["optimizer"]["state"] |= rest_of_states
         monkeypatch.setattr(checkpoint, "load_tensors", lambda path: content)
-        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer, average = torch.optim.AdamW(model.parameters()), AveragedModel(model, use_buffers=True)
         with contextlib.suppress(UserError):
-            history = load_checkpoint(trained.root / "outputs/demo/rgb/first/last.pt", model, optimizer)
-            assert len(history) == 2 and best_epoch(history) in history
+            history = load_checkpoint(trained.root / "outputs/demo/rgb/first/last.pt", model, average, optimizer)
+            assert best_epoch(history) in history
             math.fsum(value for row in history for value in row.values() if value is not None)
 
     fuzz()

@@ -1,8 +1,10 @@
 """Training: the best epoch is what is saved, an interrupted run ends as an uninterrupted one."""
 
 import csv
+import dataclasses
 import errno
 import fcntl
+import io
 import json
 import math
 import os
@@ -14,19 +16,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import CODE, files_below, jpeg
 
 import models
 from augment import band_statistics
-from dataset import CLASSES, EuroSATDataset, load_images
+from dataset import CLASSES, EuroSATDataset, Split, load_images, patch_of
 from engine import runtime, training
-from engine.evaluation import compute_metrics, in_order, load_model, predict
+from engine.evaluation import compute_metrics, in_order, load_model, predict, rgb_backbone
 from engine.runtime import Processes
-from engine.splits import read_splits
+from engine.splits import as_split, complete_patches, make_pools, overlapping_pairs, read_splits
 from engine.training import EpochBatches, learning_rate
-from project import Setting, config, sha256
+from models import build_model
+from project import Setting, UserError, config, sha256
+from studies import search, six_bands
 
 TENSOR_FILES = ("first/best.pt", "first/last.pt", "second/best.pt", "second/last.pt", "final_model.pt")
 
@@ -80,7 +85,7 @@ def test_the_best_epoch_of_all_settings_is_saved(project, here, monkeypatch):
     here.run("train_rgb.py")
     final = load_model(project / "outputs/demo/rgb", "rgb", torch.device("cpu"))
     # Equal accuracy: the mean TPR decides, so the first epoch of the second setting.
-    assert (final.about["setting"]["name"], final.about["epoch"]) == ("second", 1)
+    assert (final.setting.name, final.about["epoch"]) == ("second", 1)
     assert all(torch.equal(value, states[3][key]) for key, value in final.model.state_dict().items())
     assert any(not torch.equal(value, states[4][key]) for key, value in final.model.state_dict().items())
     selection = list(csv.DictReader((project / "outputs/demo/rgb/selection.csv").open()))
@@ -104,6 +109,83 @@ def test_final_model_says_all_that_is_to_be_known(trained, sample):
     val = EuroSATDataset(sample, "ms", lists["val"], final.bands, (final.mean, final.std))
     logits, labels = predict(final.model, in_order(val))
     assert compute_metrics(logits, labels.numpy())["accuracy"] == content["val"]["val_accuracy"]
+
+
+def test_what_is_evaluated_is_the_average_of_the_weights_and_statistics(trained, project, monkeypatch):
+    """Held against the definition: after the first step the weights themselves, then a step of 1 - decay towards them."""
+    decay, expected = 0.75, {}
+
+    class Watched(torch.optim.AdamW):
+        def step(self):
+            super().step()
+            for key, value in model.state_dict().items():
+                if value.is_floating_point():
+                    expected[key] = decay * expected[key] + (1 - decay) * value if key in expected else value.clone()
+
+    setting = Setting(
+        "x", "mild", 1, weights=None, backbone="mobilenet_v3_small", image_size=32, weight_averaging=decay
+    )
+    lists = read_splits(trained.root / "splits/demo/rgb", "rgb")
+    data = EuroSATDataset(config.dataset_root, "rgb", lists["train"], augmentation="mild")
+    model = build_model(setting, None)
+    monkeypatch.setattr(training, "make_optimizer", lambda *_: Watched(model.parameters(), lr=0.0))
+    training.train_setting(setting, model, data, data, "lists", project / "x", Processes(0, 1, torch.device("cpu")))
+    kept = torch.load(project / "x/best.pt", weights_only=True)["model"]
+    assert all(torch.allclose(kept[key], expected[key], atol=1e-6) for key in expected)
+    assert any(not torch.allclose(kept[key], model.state_dict()[key], atol=1e-4) for key in expected)
+
+
+def test_six_bands_can_start_from_the_final_rgb_model(place):
+    out = place.here.run(place.settings("ms", weights="rgb-model", learning_rate=1e-9))
+    content = torch.load(place.root / "outputs/demo/ms/final_model.pt", weights_only=True)
+    rgb = place.root / "outputs/demo/rgb/final_model.pt"
+    assert content["initial_weights"] == {"origin": "the final RGB model", "sha256": sha256(rgb.read_bytes())}, out
+    loaded = torch.load(rgb, weights_only=True)["model"]  # nothing is learned at this rate: it is still there
+    for key, tensor in content["model"].items():
+        if key.startswith("backbones.0.") and "running" not in key and "num_batches" not in key:
+            assert torch.allclose(tensor, loaded[key.replace("backbones.0.", "backbone.")], atol=1e-5), key
+
+
+def test_six_bands_do_not_start_from_a_model_that_has_seen_their_test_patches(trained):
+    folder, lists = trained.root / "outputs/demo/rgb", read_splits(trained.root / "splits/demo/rgb", "rgb")
+    ms = read_splits(trained.root / "splits/demo/ms", "ms")
+    assert rgb_backbone(folder, lists, ms)
+    with pytest.raises(UserError, match="has seen 20 test patches of the multispectral lists"):
+        rgb_backbone(folder, lists, {"test": ms["val"]})
+    with pytest.raises(UserError, match="trained with other lists"):
+        rgb_backbone(folder, {**lists, "val": lists["test"]}, ms)
+
+
+def test_pools_keep_what_the_rgb_lists_train_on_out_of_the_test_list_of_six_bands():
+    """On the lists that are handed in, so that their network may start from the RGB model."""
+    rgb, ms = (read_splits(CODE / "splits/course" / task, task) for task in ("rgb", "ms"))
+    seen = {patch_of(file) for part in ("train", "val") for file in rgb[part].files}
+    assert not seen & {patch_of(file) for file in ms["test"].files}
+
+
+def test_the_search_measures_each_run_once(place, monkeypatch):
+    setting = config.settings["demo"]["rgb"][0]
+    monkeypatch.setattr(search, "QUEUE", {"rgb": [(setting, 0), (setting, 1)]})
+    place.edit("rgb", "train", lambda lines: lines[:-20])  # what leaves the list may be spare
+    search.main(("rgb",))
+    table = place.root / "outputs/demo/rgb/search/table.csv"
+    before = table.read_bytes()
+    rows = list(csv.DictReader(io.StringIO(before.decode())))
+    assert [int(row["seed"]) - config.seed for row in rows] == [0, 1]
+    assert all(int(row["spare_images"]) > 0 and 0 <= float(row["spare"]) <= 1 for row in rows)
+    search.main(("rgb",))
+    assert table.read_bytes() == before
+
+
+def test_spare_images_are_in_no_list_and_of_the_train_pool(trained, sample, monkeypatch):
+    monkeypatch.setattr(config, "dataset_root", sample)
+    lists = read_splits(trained.root / "splits/demo/rgb", "rgb")
+    train = lists["train"]
+    lists["train"] = Split(train.files[:20], train.labels[:20])
+    spare = search.spare_images("rgb", lists)
+    held = {file for split in lists.values() for file in split.files}
+    pool = set(make_pools(complete_patches(), config.split_seed)["train"])
+    assert spare.files and not held & set(spare.files) and {patch_of(file) for file in spare.files} <= pool
 
 
 def test_a_finished_setting_is_not_trained_again(trained_copy):
@@ -397,3 +479,47 @@ def test_learning_rate_warms_up_and_decays_to_zero():
 def test_nothing_lies_beside_the_outputs(trained):
     assert {path.name for path in trained.root.iterdir()} == {"site", "splits", "outputs", "report", "cache"}
     assert not list(trained.root.rglob("*.partial"))
+
+
+def test_folds_keep_the_same_ground_together_and_predict_each_patch_once():
+    pairs = overlapping_pairs()
+    together = [patch for pair in pairs[:40] for patch in pair]
+    alone = [patch for patch in complete_patches() if patch not in {p for pair in pairs for p in pair}][::150]
+    every = as_split("ms", dict.fromkeys([*together, *alone]))
+    fold_of, predicted = {}, []
+    for fold, (train, test) in enumerate(six_bands.folds(every)):
+        assert not set(train) & set(test)
+        predicted += test.tolist()
+        fold_of |= {patch_of(every.files[index]): fold for index in test}
+    assert sorted(predicted) == list(range(len(every.files)))
+    assert all(fold_of[a] == fold_of[b] for a, b in pairs if a in fold_of and b in fold_of)
+
+
+def test_mcnemar_by_hand():
+    """Of nine images that one model alone has right eight are the second's: 2 (C(9,0) + C(9,1)) / 2^9."""
+    first = np.array([True] * 5 + [True] + [False] * 8)
+    second = np.array([True] * 5 + [False] + [True] * 8)
+    result = six_bands.mcnemar(first, second)
+    assert (result["first_alone"], result["second_alone"]) == (1, 8)
+    assert math.isclose(result["p_value"], 2 * (1 + 9) / 2**9)
+    assert six_bands.mcnemar(first, first)["p_value"] == 1
+
+
+def test_three_and_six_bands_are_compared_on_each_patch_and_a_second_run_predicts_none_again(
+    place, monkeypatch, capsys
+):
+    small = {"weights": None, "backbone": "mobilenet_v3_small", "image_size": 32, "views": 1, "epochs": 1}
+    for name in ("THREE", "SIX"):
+        monkeypatch.setattr(six_bands, name, dataclasses.replace(getattr(six_bands, name), **small))
+    six_bands.main()
+    folder = place.root / "outputs/demo/ms/six_bands"
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    result = json.loads((folder / "result.json").read_text())
+    right = [[row[kind] == row["class_name"] for row in rows] for kind in ("three_bands", "six_bands")]
+    assert len(rows) == 100 and {row["fold"] for row in rows} == set("01234")
+    assert [result[name]["accuracy"] for name in ("three", "six")] == [sum(own) / 100 for own in right]
+    assert result["second_alone"] == sum(b and not a for a, b in zip(*right, strict=True))
+    assert "three-0: " in capsys.readouterr().out
+    before = (folder / "predictions.csv").read_bytes()
+    six_bands.main()
+    assert "three-0: " not in capsys.readouterr().out and (folder / "predictions.csv").read_bytes() == before
