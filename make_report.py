@@ -157,16 +157,8 @@ def limits(tasks: list[dict], missing: list[str]) -> str:
     compared = []
     for profile in PUBLISHED_PROFILES if config.profile == "course" else ():
         folder = outputs_dir("rgb").parents[1] / profile / "rgb"
-        if not model_path(folder).exists():
-            continue
-        try:
-            results = read_results_of_model(folder, "rgb")
-        except UserError as error:
-            missing.append(f"test results of {shown(model_path(folder))}: {error}")
-            continue
-        accuracy, images = results.metrics["accuracy"], len(results.split.files)
-        low, high = accuracy_interval(accuracy, images)
-        compared.append(f"{profile} {accuracy:.1%} ({low:.1%} to {high:.1%})")
+        if model_path(folder).exists() and (own := read_metrics(folder, "rgb", missing)):
+            compared.append(f"{profile} {own['accuracy']:.1%} ({own['low']:.1%} to {own['high']:.1%})")
     if compared:
         text += (
             " The same network trained and tested on the RGB splits that papers compare on (16,200 / 5,400 / 5,400, published: at "
@@ -184,7 +176,7 @@ def read_task(task: str, missing: list[str]) -> dict:
     """
     model = read_model(outputs_dir(task), task)
     selection = read_selection(task, model, missing)
-    metrics = read_metrics(task, missing)
+    metrics = read_metrics(outputs_dir(task), task, missing)
     folder, of_logits = outputs_dir(task), metrics and metrics["logits_sha256"]
     curves = [figure(folder / row["setting"] / "val_curves.png", row["run"], missing) for row in selection]
     return {
@@ -255,12 +247,12 @@ def model_text(task: str, model: dict, selection: list[dict], missing: list[str]
     return text
 
 
-def read_metrics(task: str, missing: list[str]) -> dict | None:
-    """The test metrics of the present model, computed from its saved logits."""
+def read_metrics(folder: Path, task: str, missing: list[str]) -> dict | None:
+    """The test metrics of the model in a folder of outputs/, computed from its saved logits."""
     try:
-        results = read_results_of_model(outputs_dir(task), task)
+        results = read_results_of_model(folder, task)
     except UserError as error:
-        missing.append(f"test results of the present {shown(model_path(outputs_dir(task)))}: {error}")
+        missing.append(f"test results of the present {shown(model_path(folder))}: {error}")
         return None
     metrics, images = results.metrics, len(results.split.files)
     low, high = accuracy_interval(metrics["accuracy"], images)

@@ -18,6 +18,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from project import CLASSES, UserError
 from setting import Setting
@@ -289,6 +290,11 @@ class EarlyFusion(SingleNetwork):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.backbone(torch.cat([images[:, :3], images[:, 3:]]))
+
+
+def average_of(model: nn.Module, setting: Setting) -> AveragedModel:
+    """The exponential average of a model's weights and batch-norm statistics, to be updated at each step."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(setting.weight_averaging), use_buffers=True)
 
 
 def build_model(setting: Setting, weights: dict[str, torch.Tensor] | None) -> Network:

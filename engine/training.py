@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
@@ -35,7 +35,7 @@ from engine.evaluation import evaluate, in_order
 from engine.runtime import Processes, choose_precision, environment, seed_everything
 from engine.splits import list_text
 from engine.weights import RGB_MODEL, weights_file
-from models import FUSIONS, known_backbones
+from models import FUSIONS, average_of, known_backbones
 from project import UserError, shown, write_json, write_text
 from setting import Setting
 
@@ -136,6 +136,8 @@ def train_one_epoch(
     correct = torch.zeros((), dtype=torch.float64, device=device)
     title = f"{setting.name} {epoch + 1}/{setting.epochs}"
     bar = tqdm(loader, desc=title, unit="batch", leave=False, disable=True if processes.rank else None)
+    loader.dataset.set_epoch(epoch)
+    loader.sampler.epoch = epoch
     model.train()
     for step, (images, labels) in enumerate(bar):
         progress = (epoch + (step + 0.5) / len(loader)) / setting.epochs
@@ -183,8 +185,7 @@ def train_setting(
     identity = identify(setting, lists_sha256, train, val, model)
     archive_stale_run(folder, identity, processes)
     model = model.to(processes.device, memory_format=torch.channels_last)
-    averaging = get_ema_multi_avg_fn(setting.weight_averaging)
-    averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)  # batch norm's statistics, too
+    averaged = average_of(model, setting)
     optimizer = make_optimizer(model, setting)
     history = load_checkpoint(last, model, averaged, optimizer) if (last := folder / "last.pt").exists() else []
     if len(history) >= setting.epochs:
@@ -205,8 +206,6 @@ def train_setting(
         start = time.monotonic()
         dropout = np.random.SeedSequence((train.seed, epoch, processes.rank))
         seed_everything(int(dropout.generate_state(1)[0]))
-        train.set_epoch(epoch)
-        loader.sampler.epoch = epoch
         row = train_one_epoch(trained, averaged, loader, optimizer, setting, epoch, processes)
         processes.broadcast((*model.buffers(), *averaged.buffers()))  # running statistics, where not synchronised
         metrics = evaluate(averaged.module, val_loader, processes)

@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from dataset import SIDE, EuroSATDataset, Split, image_paths, load_images
@@ -37,7 +36,7 @@ from engine.evaluation import BATCH_SIZE, in_order, predict
 from engine.runtime import Processes, choose_device, choose_precision
 from engine.splits import read_split
 from engine.training import make_loader, make_optimizer, train_one_epoch
-from models import build_model, torchvision_models
+from models import average_of, build_model, torchvision_models
 from project import CLASSES, cache_dir, config, outputs_dir, run, settings_of, shown, splits_dir, write_json
 from setting import Setting
 
@@ -125,8 +124,7 @@ class Training:
         self.loader = make_loader(self.data, setting, self.processes)
         self.batches = self.loader.sampler
         self.model = build_model(setting, weights=None).to(self.device, memory_format=torch.channels_last)
-        averaging = get_ema_multi_avg_fn(setting.weight_averaging)
-        self.averaged = AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True)
+        self.averaged = average_of(self.model, setting)
         self.optimizer = make_optimizer(self.model, setting)
         self.epochs = itertools.cycle(range(setting.epochs))
         resident = torch.randn(max(self.batches.sizes), len(setting.bands), SIDE, SIDE, device=self.device)
@@ -135,8 +133,6 @@ class Training:
     def train_epoch(self) -> None:
         """The next epoch of the program's own loop; it ends with reading its loss, which waits for a GPU."""
         epoch = next(self.epochs)
-        self.data.set_epoch(epoch)
-        self.batches.epoch = epoch
         train_one_epoch(self.model, self.averaged, self.loader, self.optimizer, self.setting, epoch, self.processes)
 
     def compute_alone(self) -> None:

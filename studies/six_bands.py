@@ -19,15 +19,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest
 from sklearn.model_selection import StratifiedGroupKFold
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataset import CLASSES, EuroSATDataset, Split, find_images, patch_of
 from engine.evaluation import accuracy_interval, in_order, predict
 from engine.runtime import Processes, seed_everything, training_session
-from engine.splits import as_split, list_text, overlapping_pairs, splits_hash
+from engine.splits import as_split, list_text, overlapping_pairs
 from engine.training import make_loader, make_optimizer, train_one_epoch
 from engine.weights import load_initial_weights, load_tensors, save_tensors
-from models import build_model
+from models import average_of, build_model
 from project import cache_dir, config, outputs_dir, pretrained_dir, run, sha256, shown, write_json, write_text
 from setting import Setting
 
@@ -87,8 +86,7 @@ def part(every: Split, chosen: np.ndarray) -> Split:
 
 def fold_logits(setting: Setting, train: Split, test: Split, path: Path, processes: Processes) -> torch.Tensor:
     """Train on all but one fold and predict it, (images, 10); or what lies in the file, if it is of the same."""
-    lists = splits_hash({"train": train, "val": Split([], np.array([], np.int64)), "test": test})
-    key = sha256(repr((setting.values(), config.seed, lists)).encode())
+    key = sha256(repr((setting.values(), config.seed, train.files, test.files)).encode())
     if path.exists() and (former := load_tensors(path)).get("key") == key:
         return former["logits"]
     common = {"cache": cache_dir(), "device": processes.device}
@@ -97,12 +95,9 @@ def fold_logits(setting: Setting, train: Split, test: Split, path: Path, process
     seed_everything(config.seed)
     model = build_model(setting, load_initial_weights(setting, pretrained_dir()))
     model = model.to(processes.device, memory_format=torch.channels_last)
-    averaging = get_ema_multi_avg_fn(setting.weight_averaging)
-    averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
+    averaged = average_of(model, setting)
     loader, optimizer = make_loader(data, setting, processes), make_optimizer(model, setting)
     for epoch in range(setting.epochs):
-        data.set_epoch(epoch)
-        loader.sampler.epoch = epoch
         train_one_epoch(model, averaged, loader, optimizer, setting, epoch, processes)
     held_out = EuroSATDataset(config.dataset_root, "ms", test, setting.bands, data.statistics, **common)
     logits, labels = predict(averaged.module, in_order(held_out), setting.views)

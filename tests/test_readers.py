@@ -160,7 +160,7 @@ def test_checkpoint_and_its_history(trained, monkeypatch):
         optimizer, average = torch.optim.AdamW(model.parameters()), AveragedModel(model, use_buffers=True)
         with contextlib.suppress(UserError):
             history = load_checkpoint(trained.root / "outputs/demo/rgb/first/last.pt", model, average, optimizer)
-            assert best_epoch(history) in history
+            assert history == content["history"] and best_epoch(history) in history
             math.fsum(value for row in history for value in row.values() if value is not None)
 
     fuzz()
