@@ -17,7 +17,8 @@ import pypdf
 import typst
 
 from dataset import CLASSES, IMAGE_SETS
-from engine.evaluation import accuracy_interval, model_path, read_model, read_results_of_model
+from engine.evaluation import model_path, read_model, read_results_of_model
+from engine.metrics import accuracy_interval
 from engine.plots import source_of
 from engine.splits import PUBLISHED_PROFILES, complete_patches, overlapping_pairs, read_splits, splits_hash
 from project import TASKS, UserError, atomic_write, config, outputs_dir, report_path, run, shown, splits_dir

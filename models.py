@@ -153,8 +153,7 @@ def orientation(images: torch.Tensor, number: int) -> torch.Tensor:
 class Network(nn.Module):
     """Resize, features by subclass, one linear layer.
 
-    `features` turns (batch, bands, size, size) into (batch, channels). With several `views` its mean over that many
-    orientations goes into the linear layer: of eight, the logits are the same however the image is turned.
+    `features` turns (batch, bands, size, size) into (batch, channels).
     """
 
     def __init__(self, image_size: int, channels: int) -> None:
@@ -162,14 +161,21 @@ class Network(nn.Module):
         self.image_size = image_size
         self.linear = nn.Linear(channels, len(CLASSES))
 
-    def forward(self, images: torch.Tensor, views: int = 1) -> torch.Tensor:
+    def embed(self, images: torch.Tensor, views: int = 1) -> torch.Tensor:
+        """What the linear layer sees, (batch, channels): the mean of the pooled features over so many orientations.
+
+        Of eight, it is the same however the image is turned, and so are the logits.
+        """
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=False)
         features = self.features(images)
         for number in range(1, views):
             features = features + self.features(orientation(images, number))
-        return self.linear(features / views)
+        return features / views
+
+    def forward(self, images: torch.Tensor, views: int = 1) -> torch.Tensor:
+        return self.linear(self.embed(images, views))
 
 
 class SingleNetwork(Network):

@@ -22,6 +22,7 @@ from setting import Setting
 HISTORY_HEADER = [
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mean_tpr"),
     *(f"val_tpr_{name}" for name in CLASSES),
+    *("val_map", *(f"val_ap_{name}" for name in CLASSES)),  # average precision: what it ranks, whatever it answers
     *("learning_rate", "seconds"),
 ]
 
@@ -139,7 +140,7 @@ def read_checkpoint(path: Path) -> dict:
     content = load_tensors(path)
     try:
         history = content["history"]
-        numbers = [value for row in history for key, value in row.items() if value is not None or "tpr_" not in key]
+        numbers = [value for row in history for key, value in row.items() if value is not None or "val_" not in key]
         if (
             not all(list(row) == HISTORY_HEADER for row in history)
             or not all(type(number) in (int, float) for number in numbers)

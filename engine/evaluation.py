@@ -1,4 +1,4 @@
-"""Logits and metrics, the final model's file, and the test results: the same whether training or grading.
+"""Logits, the final model's file, and the test results: the same whether training or grading.
 
 Logits are always computed in float32 without TF32, in the order of the list and in batches of one size, so that they
 can be compared to the last bit on the same machine.
@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 from torch import nn
 from torch.utils.data import DataLoader
 
 from dataset import CLASSES, EuroSATDataset, Split, patch_of
 from engine import plots
 from engine.checkpoint import best_epoch, read_checkpoint, run_hash
+from engine.metrics import average_precisions, by_class, compute_metrics
 from engine.runtime import Processes, choose_device, environment
 from engine.splits import list_text, parse_split, split_text, splits_hash
 from engine.weights import initial_weights_record, load_tensors, save_tensors
@@ -36,47 +34,31 @@ def in_order(dataset: EuroSATDataset, processes: Processes | None = None) -> Dat
     return DataLoader(dataset, sampler=torch.arange(rank, len(dataset), size).split(BATCH_SIZE), batch_size=None)
 
 
-def predict(model: nn.Module, loader: DataLoader, views: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (images, 10) float32 and labels (images,) of what a loader gives, on the CPU; in evaluation mode."""
+def predict(
+    model: nn.Module, loader: DataLoader, views: int = 1, embed: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (images, 10) float32 and labels (images,) of what a loader gives, on the CPU; in evaluation mode.
+
+    Args:
+        embed: what the linear layer sees, (images, channels), instead of the logits.
+    """
     model.eval()
-    logits, labels = [], []
+    outputs, labels = [], []
     with torch.inference_mode():
         for images, own in loader:  # (batch, bands, 64, 64), (batch,)
-            logits.append(model(images, views))
+            outputs.append(model.embed(images, views) if embed else model(images, views))
             labels.append(own)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()  # to the CPU at the end: that waits for a GPU
+    return torch.cat(outputs).cpu(), torch.cat(labels).cpu()  # to the CPU at the end: that waits for a GPU
 
 
 def evaluate(model: nn.Module, loader: DataLoader, processes: Processes) -> dict:
-    """`compute_metrics` over all that the loaders of the processes give."""
+    """`compute_metrics` over all that the loaders of the processes give, average_precision ({class: …}) and its mean, map."""
     logits, labels = predict(model, loader)
     total = len(loader.dataset)
-    return compute_metrics(processes.gather(logits, total), processes.gather(labels, total).numpy())
-
-
-def compute_metrics(logits: torch.Tensor, labels: np.ndarray) -> dict:
-    """Metrics of logits (images, 10) against labels (images,), all fractions in [0, 1].
-
-    Returns:
-        loss (mean cross-entropy), accuracy, tpr ({class: true-positive rate, i.e. recall}; None for a class without
-        an image), mean_tpr (over the classes that have one), confusion (rows true, columns predicted).
-    """
-    predicted = logits.argmax(1).numpy()
-    every = np.arange(len(CLASSES))
-    tpr = recall_score(labels, predicted, labels=every, average=None, zero_division=np.nan)
-    return {
-        "loss": F.cross_entropy(logits, torch.from_numpy(labels)).item(),
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "mean_tpr": float(np.nanmean(tpr)),
-        "tpr": {name: None if np.isnan(value) else float(value) for name, value in zip(CLASSES, tpr, strict=True)},
-        "confusion": confusion_matrix(labels, predicted, labels=every).tolist(),
-    }
-
-
-def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
-    """95 % interval of an accuracy on so many images (Wilson, Journal of the American Statistical Association, 1927)."""
-    interval = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    logits, labels = processes.gather(logits, total), processes.gather(labels, total).numpy()
+    precisions = average_precisions(logits, labels)
+    own = {"map": float(np.nanmean(precisions)), "average_precision": by_class(precisions)}
+    return compute_metrics(logits, labels) | own
 
 
 def logits_hash(logits: torch.Tensor) -> str:

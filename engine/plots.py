@@ -40,30 +40,32 @@ def source_of(path: Path) -> str | None:
 
 
 def val_curves(path: Path, setting: str, history: list[dict], best_epoch: int, task: str, source: str) -> None:
-    """Val accuracy, mean TPR and the TPR of each class over the epochs of one setting, the best epoch marked.
+    """Val accuracy, mean TPR, mAP and each class's TPR and average precision (AP) over the epochs of one setting.
 
     Args:
         path: of the PNG.
         setting: its name.
-        history: one row per epoch, with "val_accuracy", "val_mean_tpr" and "val_tpr_<class>" in [0, 1]; the TPR of a
-            class without images is None.
-        best_epoch: the one chosen, from 1.
+        history: one row per epoch, with "val_accuracy", "val_mean_tpr", "val_map", "val_tpr_<class>" and "val_ap_<class>" in
+            [0, 1]; None for a class without images.
+        best_epoch: the one chosen, from 1; it is marked.
         task: "rgb" or "ms".
         source: see `save`.
     """
     accuracy, mean_tpr = _percent(history, "val_accuracy"), _percent(history, "val_mean_tpr")
-    tpr = {name: _percent(history, f"val_tpr_{name}") for name in CLASSES}
+    tpr, precision = ({name: _percent(history, f"val_{kind}_{name}") for name in CLASSES} for kind in ("tpr", "ap"))
     best = best_epoch - 1
     # Half a page wide and a quarter of one high: two of them stand side by side in print, in four rows.
     figure = plt.figure(figsize=(3.45, 2.3))
     axes = figure.add_axes((0.062, 0.66, 0.43, 0.195))  # the place that `_class_panels` leaves free
     _curve(axes, accuracy, best, "black", 1.5)
     _curve(axes, mean_tpr, best, MEAN_COLOUR, 0.8, linestyle=(0, (3, 1.2)))
+    _precision(axes, _percent(history, "val_map"))
     _frame_curves(axes, [accuracy, mean_tpr], best, settled=len(history) // 4)
-    axes.set_xlabel(f"epoch (dotted: {best + 1}, the best)", fontsize=5, labelpad=-5)  # between the ticks' labels
+    axes.set_xlabel(f"epoch (line: {best + 1}, the best)", fontsize=5, labelpad=-5)  # between the ticks' labels
+    axes.text(0.98, 0.06, "dotted: average precision", fontsize=4, transform=axes.transAxes, ha="right")
     axes.set_title(f"val accuracy {accuracy[best]:.1f} %", fontsize=5, fontweight="bold", pad=2)
     axes.set_title(f"mean TPR {mean_tpr[best]:.1f} %", fontsize=5, color=MEAN_COLOUR, loc="right", pad=2)
-    _class_panels(figure, tpr, best)
+    _class_panels(figure, tpr, precision, best)
     worst = min(CLASSES, key=lambda name: np.nan_to_num(tpr[name][best], nan=101))
     lowest = tpr[worst][best]
     figure.suptitle(
@@ -81,7 +83,7 @@ def _percent(history: list[dict], key: str) -> np.ndarray:
     return 100 * np.array([np.nan if row[key] is None else row[key] for row in history], dtype=float)
 
 
-def _class_panels(figure: plt.Figure, tpr: dict[str, np.ndarray], best: int) -> None:
+def _class_panels(figure: plt.Figure, tpr: dict[str, np.ndarray], precision: dict[str, np.ndarray], best: int) -> None:
     """One panel per class, before the other classes in grey; the first two of the grid's cells stay free."""
     grid = figure.add_gridspec(3, 4, left=0.062, right=0.985, bottom=0.06, top=0.81, hspace=0.54, wspace=0.22)
     for cell, (name, colour) in enumerate(zip(CLASSES, COLOURS, strict=True), start=2):
@@ -89,6 +91,7 @@ def _class_panels(figure: plt.Figure, tpr: dict[str, np.ndarray], best: int) -> 
         for values in tpr.values():
             axes.plot(np.arange(1, len(values) + 1), values, color="#CCCCCC", linewidth=0.35, zorder=1)
         _curve(axes, tpr[name], best, colour, 1)
+        _precision(axes, precision[name])
         _frame_curves(axes, list(tpr.values()), best, settled=len(tpr[name]) // 2)
         axes.tick_params(labelleft=cell in (2, 4, 8), labelbottom=cell >= 8)
         axes.set_xlabel("epoch" if cell >= 8 else "", fontsize=5, labelpad=-5)
@@ -104,6 +107,11 @@ def _curve(axes: plt.Axes, values: np.ndarray, best: int, colour: str, width: fl
     axes.plot(best + 1, values[best], color=colour, marker="o", markersize=width + 1.8, clip_on=False, zorder=3)
 
 
+def _precision(axes: plt.Axes, values: np.ndarray) -> None:
+    """Average precision over the epochs: thin and dotted, for it mostly lies close to 100 %."""
+    axes.plot(np.arange(1, len(values) + 1), values, color="black", linewidth=0.6, linestyle=(0, (1, 1)))
+
+
 def _frame_curves(axes: plt.Axes, curves: list[np.ndarray], best: int, settled: int) -> None:
     """Limits, ticks and the best epoch's line, the same for all axes that show the same curves."""
     # What came before the curves settled may lie below the frame: what matters is told apart near the top.
@@ -114,7 +122,7 @@ def _frame_curves(axes: plt.Axes, curves: list[np.ndarray], best: int, settled: 
     epochs = len(curves[0])
     span = max(epochs - 1, 1)  # a single epoch stands left, too, and leaves the axis its label
     axes.set(xlim=(1 - 0.05 * span, 1 + 1.05 * span), xticks=sorted({1, epochs}))
-    axes.axvline(best + 1, color="black", linewidth=0.5, linestyle=":", zorder=1.5)
+    axes.axvline(best + 1, color="black", linewidth=0.3, zorder=1.5)
     axes.tick_params(labelsize=5, width=0.4, length=1.5, pad=1.2)
     axes.spines[:].set_linewidth(0.4)
 

@@ -209,8 +209,9 @@ def train_setting(
         row = train_one_epoch(trained, averaged, loader, optimizer, setting, epoch, processes)
         processes.broadcast((*model.buffers(), *averaged.buffers()))  # running statistics, where not synchronised
         metrics = evaluate(averaged.module, val_loader, processes)
-        row |= {f"val_{key}": metrics[key] for key in ("loss", "accuracy", "mean_tpr")}
+        row |= {f"val_{key}": metrics[key] for key in ("loss", "accuracy", "mean_tpr", "map")}
         row |= {f"val_tpr_{name}": metrics["tpr"][name] for name in CLASSES}
+        row |= {f"val_ap_{name}": metrics["average_precision"][name] for name in CLASSES}
         row |= {"epoch": epoch + 1, "seconds": round(time.monotonic() - start, 2)}
         record_epoch(row, history, setting, folder, processes)
         if processes.rank == 0:

@@ -18,7 +18,8 @@ import torch
 
 from dataset import EuroSATDataset, Split, find_images, patch_of
 from engine.checkpoint import best_epoch, read_checkpoint, run_hash
-from engine.evaluation import compute_metrics, in_order, predict
+from engine.evaluation import in_order, predict
+from engine.metrics import compute_metrics
 from engine.runtime import seed_everything, training_session
 from engine.splits import as_split, complete_patches, list_text, make_pools, read_splits, splits_hash
 from engine.training import check_settings, train_setting

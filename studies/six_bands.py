@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import binomtest
 from sklearn.model_selection import StratifiedGroupKFold
 
 from dataset import CLASSES, EuroSATDataset, Split, find_images, patch_of
-from engine.evaluation import accuracy_interval, in_order, predict
+from engine.evaluation import in_order, predict
+from engine.metrics import accuracy_interval, mcnemar
 from engine.runtime import Processes, seed_everything, training_session
 from engine.splits import as_split, list_text, overlapping_pairs
 from engine.training import make_loader, make_optimizer, train_one_epoch
@@ -31,7 +31,7 @@ from project import cache_dir, config, outputs_dir, pretrained_dir, run, sha256,
 from setting import Setting
 
 FOLDS = 5
-THREE = Setting("three", "strong", epochs=16, image_size=128, weight_averaging=0.95, views=8)
+THREE = Setting("three", "strong", epochs=12, image_size=96, weight_averaging=0.95, views=8)
 SIX = replace(THREE, name="six", band_groups=(*THREE.band_groups, ("B08", "B11", "B12")), fusion="concat")
 
 
@@ -110,20 +110,6 @@ def accuracy_of(right: np.ndarray) -> dict[str, float]:
     accuracy = float(right.mean())
     low, high = accuracy_interval(accuracy, len(right))
     return {"accuracy": accuracy, "low": low, "high": high}
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """McNemar's test, exact: are two models' errors on the same images as many? (McNemar, Psychometrika, 1947.)
-
-    Args:
-        first, second: (images,) bool, whether each model is right.
-
-    Returns:
-        how many images each alone has right, and the two-sided p-value under the binomial distribution of these.
-    """
-    alone = int((first & ~second).sum()), int((second & ~first).sum())
-    p_value = binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1.0
-    return {"first_alone": alone[0], "second_alone": alone[1], "p_value": float(p_value)}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from sklearn.metrics import accuracy_score, recall_score
 
 import make_report
 from dataset import CLASSES, EuroSATDataset
-from engine.evaluation import compute_metrics, in_order, load_model, predict
+from engine.evaluation import in_order, load_model, predict
+from engine.metrics import compute_metrics
 from engine.splits import read_splits
 from project import UserError, config
 from studies import submission
