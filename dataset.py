@@ -219,6 +219,14 @@ def _decode_tiff(content: bytes) -> np.ndarray:
         raise UserError(f"is {found.dtype} of shape {found.shape} instead of uint16 (64, 64, 13)")
 
 
+def displayed(image: np.ndarray, task: str) -> np.ndarray:
+    """The image as a person sees it, (64, 64, 3) uint8. Reflectances 0 to 0.275 are stretched as in the JPEGs."""
+    if task == "rgb":
+        return image
+    colours = image[:, :, band_indices("ms", IMAGE_SETS["rgb"].bands)].astype(float)
+    return np.clip(1 + colours / 2750 * 254, 1, 255).astype(np.uint8)
+
+
 # The whole list as one array -------------------------------------------------------------------------------------
 
 ABANDONED_SECONDS = 600  # a decoding at work writes many times a second

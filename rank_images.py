@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 
-from dataset import CLASSES, IMAGE_SETS, band_indices, class_of, image_paths, read_image
+from dataset import CLASSES, IMAGE_SETS, class_of, displayed, image_paths, read_image
 from engine.evaluation import read_results_of_model, with_model
-from engine.plots import ranking
+from engine.plots import contact_sheet
 from engine.splits import list_text
 from project import TASKS, config, outputs_dir, run, shown, write_text
 
@@ -50,14 +50,14 @@ def rank(task: str, folder: Path) -> None:
                 table.append([name, row, ranks[index], files[index], true_classes[index], f"{probability:.6g}"])
                 mistake = CLASSES[log_probabilities[index].argmax()] != true_classes[index]
                 caption = f"{_two_lines(true_classes[index])}\np {_short(probability)}"
-                images.append((displayed(paths[index], task), caption, mistake))
+                images.append((displayed(read_image(paths[index], task), task), caption, mistake))
             figure_rows.append((f"{name}:\n{row}", images))
     write_text(folder / "ranking.csv", list_text(HEADER, table))
     title = (
         f"{IMAGE_SETS[task].name}: {len(files):,} test images ranked by the probability p of a class.\n"
         "Above each its true class, in red where the model names another"
     )
-    ranking(folder / "ranking.png", figure_rows, title, source=results.record["logits_sha256"])
+    contact_sheet(folder / "ranking.png", figure_rows, title, source=results.record["logits_sha256"])
     print(f"{IMAGE_SETS[task].name}: ranked {len(files):,} test images for {', '.join(config.ranked_classes)}")
     print(f"wrote {shown(folder)}/ranking.csv, ranking.png")
 
@@ -69,15 +69,6 @@ def _two_lines(class_name: str) -> str:
 
 def _short(probability: float) -> str:
     return f"{probability:.3f}" if probability >= 0.0005 else f"{probability:.0e}"
-
-
-def displayed(path: str, task: str) -> np.ndarray:
-    """The image as a person sees it: (64, 64, 3) uint8. Reflectances 0 to 0.275 are stretched as in the JPEGs."""
-    image = read_image(path, task)
-    if task == "rgb":
-        return image
-    colours = image[:, :, band_indices("ms", IMAGE_SETS["rgb"].bands)].astype(float)
-    return np.clip(1 + colours / 2750 * 254, 1, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

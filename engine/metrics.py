@@ -50,7 +50,8 @@ def average_precisions(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
     The precisions at each recall that is reached, weighted by the step in recall, without interpolation (scikit-learn's
     `average_precision_score`). In log space and float64: many probabilities round to 1 in float32 and would tie.
     """
-    scores = log_softmax(logits.numpy().astype(np.float64), axis=1)
+    # A training that has come to grief has logits that are no numbers; it is stopped for its loss, not here.
+    scores = np.nan_to_num(log_softmax(logits.numpy().astype(np.float64), axis=1))
     values = [
         average_precision_score(labels == index, scores[:, index]) if (labels == index).any() else np.nan
         for index in EVERY_CLASS

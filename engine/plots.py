@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dataset import CLASSES, IMAGE_SETS
-from project import atomic_write
+from project import atomic_write, sha256
 
 # Paul Tol's "muted" scheme, told apart by colour-blind readers and in print; its pale grey darkened for lines.
 COLOURS = ("#CC6677", "#332288", "#BBA544", "#117733", "#66B2DD", "#882255", "#44AA99", "#999933", "#AA4499", "#777777")
@@ -153,25 +153,107 @@ def confusion_matrix(path: Path, confusion: list[list[int]], task: str, source: 
     save(figure, path, source)
 
 
-def ranking(path: Path, rows: list[tuple[str, list[tuple[np.ndarray, str, bool]]]], title: str, source: str) -> None:
+def contact_sheet(
+    path: Path,
+    rows: list[tuple[str, list[tuple[np.ndarray, str, bool]]]],
+    title: str,
+    source: str,
+    width: float = 3.5,
+) -> None:
     """Rows of images, each with a caption.
 
     Args:
-        rows: (label of the row, [(image (64, 64, 3) uint8, caption, whether the caption tells of a mistake)]).
+        rows: (label of the row, [(image (64, 64, 3) uint8, caption, whether it tells of a mistake)]).
+        width: inches; 3.5 is half a page, so that two of them stand side by side in print.
     """
     columns = max(len(images) for _, images in rows)
-    # Half a page wide, so that two of them stand side by side in print.
-    figure, grid = plt.subplots(len(rows), columns, figsize=(3.5, 1.04 * len(rows) + 0.4), squeeze=False)
+    lines = max(caption.count("\n") + 1 for _, images in rows for _, caption, _ in images)
+    font_size = 5.5 if width < 5 else 4.8  # of class names as wide as an image
+    height = (width / columns + 0.04 + 0.1 * lines) * len(rows) + 0.4
+    figure, grid = plt.subplots(len(rows), columns, figsize=(width, height), squeeze=False)
     figure.subplots_adjust(
-        left=0.06, right=0.995, bottom=0.003, top=1 - 0.62 / figure.get_figheight(), hspace=0.5, wspace=0.06
+        left=0.06 if any(label for label, _ in rows) else 0.005,
+        right=0.995,
+        bottom=0.003,
+        top=1 - (0.32 + 0.1 * lines) / height,
+        hspace=(0.05 + 0.1 * lines) * columns / width,  # in heights of an image
+        wspace=0.06,
     )
     for axes in grid.flat:
         axes.set_axis_off()
     for axes_row, (label, images) in zip(grid, rows, strict=True):
         for axes, (image, caption, mistake) in zip(axes_row, images):
             axes.imshow(image, interpolation="nearest")
-            axes.set_title(caption, fontsize=5.5, loc="center", pad=1.5, color="#AA2222" if mistake else "black")
+            axes.set_title(caption, fontsize=font_size, loc="center", pad=1.5, color="#AA2222" if mistake else "black")
         position = {"transform": axes_row[0].transAxes, "ha": "right", "va": "center", "rotation": 90}
         axes_row[0].text(-0.06, 0.5, label, fontsize=5.5, fontweight="bold", **position)
     figure.suptitle(title, fontsize=6.5, x=0.01, y=0.998, ha="left")
     save(figure, path, source)
+
+
+# As a map shows them: fields yellow to brown, green what grows, blue water, and what is built in between.
+MAP_COLOURS = ("#F2D16B", "#1E6B3A", "#A9C46C", "#3B3B3B", "#9A6FB0", "#5FB56B", "#B5702F", "#DC5E5E", "#63B8EA", "#1F4E9C")
+NO_DATA_COLOUR = "#FFFFFF"
+
+
+def land_use_map(path: Path, picture: np.ndarray, classes: np.ndarray, unlike: np.ndarray, metres: float) -> None:
+    """A scene beside its map, with each class's share of the cells that have one.
+
+    Args:
+        picture: (height, width, 3) uint8, of the ground that the cells cover.
+        classes: (rows, columns): index in CLASSES; anything larger where there is no data.
+        unlike: (rows, columns) bool: cells unlike the training set, hatched.
+        metres: a cell's side.
+    """
+    rows, columns = classes.shape
+    known = classes < len(CLASSES)
+    shares = np.bincount(classes[known], minlength=len(CLASSES)) / known.sum()
+    side = 2.75  # inches that the longer side of each picture takes
+    height, width = (side * count / max(rows, columns) for count in (rows, columns))
+    figure = plt.figure(figsize=(2 * width + 1.95, max(height, 2.3) + 0.75))
+    whole_width, whole_height = figure.get_size_inches()
+    for left, shown_image in ((0.08, picture), (width + 0.2, _coloured(classes))):
+        box = (left / whole_width, 0.28 / whole_height, width / whole_width, height / whole_height)
+        axes = figure.add_axes(box)
+        axes.imshow(shown_image, extent=(0, columns, rows, 0), interpolation="nearest" if left > 1 else None)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    marked = unlike & known
+    if marked.any():
+        with plt.rc_context({"hatch.linewidth": 0.4}):
+            doubled = np.kron(marked, np.ones((2, 2)))  # so that a single cell has an area
+            grid = [(np.arange(2 * count) + 0.5) / 2 for count in (columns, rows)]
+            axes.contourf(*grid, doubled, levels=[0.5, 1.5], colors="none", hatches=["//////"])
+            axes.set(xlim=(0, columns), ylim=(rows, 0))
+    _scale_bar(figure.axes[0], columns, metres)
+    legend = figure.add_axes(((2 * width + 0.3) / whole_width, 0.28 / whole_height, 1.6 / whole_width, 2.3 / whole_height))
+    legend.set(xlim=(0, 1), ylim=(11.5, -0.5))
+    legend.set_axis_off()
+    lines = [(MAP_COLOURS[index], "", CLASSES[index], shares[index]) for index in np.argsort(-shares, kind="stable")]
+    for line, (colour, hatch, name, share) in enumerate([*lines, ("none", "///////", "unlike training", marked.sum() / known.sum())]):
+        legend.add_patch(plt.Rectangle((0, line - 0.35), 0.11, 0.7, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3))
+        legend.text(0.16, line, name, va="center", fontsize=6.5)
+        legend.text(1, line, f"{100 * share:.1f} %", va="center", ha="right", fontsize=6.5)
+    largest = int(shares.argmax())
+    figure.suptitle(
+        f"{CLASSES[largest]} covers {shares[largest]:.0%} of {known.sum() * metres**2 / 1e6:,.3g} km²; a cell is {metres:.0f} m",
+        fontsize=8, x=0.08 / whole_width, y=1 - 0.08 / whole_height, ha="left",
+    )  # fmt: skip
+    save(figure, path, source=sha256(classes.tobytes()))
+
+
+def _coloured(classes: np.ndarray) -> np.ndarray:
+    """(rows, columns, 3) in [0, 1]."""
+    palette = np.array([matplotlib.colors.to_rgb(colour) for colour in (*MAP_COLOURS, NO_DATA_COLOUR)])
+    return palette[np.minimum(classes, len(CLASSES))]
+
+
+def _scale_bar(axes: plt.Axes, columns: int, metres: float) -> None:
+    """Below a picture that is `columns` cells wide: a round length of at most a third of it."""
+    third = columns * metres / 3
+    power = 10 ** np.floor(np.log10(third))
+    length = power * max(factor for factor in (1, 2, 5) if factor * power <= third)
+    transform = matplotlib.transforms.blended_transform_factory(axes.transData, axes.transAxes)
+    axes.plot([0, length / metres], [-0.03, -0.03], color="black", linewidth=1.5, transform=transform, clip_on=False)
+    text = f" {length / 1000:g} km" if length >= 1000 else f" {length:g} m"
+    axes.text(length / metres, -0.03, text, transform=transform, va="center", fontsize=6.5)

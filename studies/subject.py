@@ -1,0 +1,91 @@
+"""What a study looks at, and the one form in which it leaves what it found: study.json, which make_report.py reads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataset import IMAGE_SETS, EuroSATDataset, Split, displayed, image_paths, read_image
+from engine.evaluation import FinalModel, Results, in_order, load_model, predict, read_results_of_model, with_model
+from engine.runtime import choose_device
+from engine.splits import read_splits, splits_hash
+from project import UserError, cache_dir, config, outputs_dir, shown, splits_dir, write_json
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A final model, its lists and its test results.
+
+    Attributes:
+        folder: of the study, outputs/<profile>/<task>/<study>/.
+        final: the model, on the device, and what its file says of it.
+    """
+
+    task: str
+    folder: Path
+    final: FinalModel
+    lists: dict[str, Split]
+    results: Results
+    device: torch.device
+
+    @property
+    def title(self) -> str:
+        return IMAGE_SETS[self.task].name
+
+    def images(self, part: str) -> EuroSATDataset:
+        """A list's images as the model sees them."""
+        return EuroSATDataset(
+            config.dataset_root,
+            self.task,
+            self.lists[part],
+            self.final.bands,
+            (self.final.mean, self.final.std),
+            cache=cache_dir(),
+            device=self.device,
+        )
+
+    def predict(self, part: str, embed: bool = False) -> torch.Tensor:
+        """Logits (images, 10), or what the linear layer sees, (images, channels), with the views of the model."""
+        return predict(self.final.model, in_order(self.images(part)), self.final.setting.views, embed)[0]
+
+    def pictures(self, files: list[str]) -> list[np.ndarray]:
+        """Images as a person sees them, each (64, 64, 3) uint8."""
+        paths = image_paths(config.dataset_root, self.task, files)
+        return [displayed(read_image(path, self.task), self.task) for path in paths]
+
+    def write(self, finding: str, tables: list[dict], figures: list[str], **values: object) -> None:
+        """Leave study.json: what was found, as the appendix shows it, and of which model.
+
+        Args:
+            finding: one paragraph, the answer first.
+            tables: each with "caption", "header" and "rows" of text.
+            figures: names of PNGs in the folder.
+            values: the figures as numbers, for who reads the file.
+        """
+        content = {"finding": finding, "tables": tables, "figures": figures, "values": values}
+        write_json(self.folder / "study.json", content | {"model_sha256": self.final.sha256})
+        print(
+            f"{self.title}: {finding}\nwrote {shown(self.folder)}/study.json{''.join(f', {name}' for name in figures)}"
+        )
+
+
+def subjects(tasks: tuple[str, ...], study: str) -> Iterator[Subject]:
+    """Of each task that has a final model.
+
+    Raises:
+        UserError: there is none, or no test results of it, or the lists are others.
+    """
+    device = choose_device()
+    for task, folder in with_model({task: outputs_dir(task) for task in tasks}).items():
+        final, lists = load_model(folder, task, device), read_splits(splits_dir(task), task)
+        if final.about["splits_sha256"] != splits_hash(lists):
+            raise UserError(
+                f"the model in {shown(folder)} was trained with other lists than those in splits/; bring them back"
+            )
+        yield Subject(task, folder / study, final, lists, read_results_of_model(folder, task), device)
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"
