@@ -1,10 +1,11 @@
-"""Typeset the report: at most three A4 pages from what lies in outputs/.
+"""Typeset the report, at most three A4 pages, and the appendix, from what lies in outputs/.
 
 Every figure and picture says which model or run it is of; what is of another, or is not there, is named as missing, in the
 report and here. Nothing is invented.
 
-reads   outputs/<profile>/, splits/<profile>/, config.py (the team), report/report.typ (the layout)
-writes  report/report.pdf; for another profile than "course" report/report-<profile>.pdf
+reads   outputs/<profile>/, splits/<profile>/, config.py (the team), report/report.typ and appendix.typ (the layouts)
+writes  report/report.pdf; where studies left something of the present models, report/appendix.pdf. For another profile than
+        "course": report-<profile>.pdf, appendix-<profile>.pdf
 """
 
 import csv
@@ -17,14 +18,25 @@ import pypdf
 import typst
 
 from dataset import CLASSES, IMAGE_SETS
-from engine.evaluation import model_path, read_model, read_results_of_model
+from engine.evaluation import model_hash, model_path, read_model, read_results_of_model
 from engine.metrics import accuracy_interval
 from engine.plots import source_of
 from engine.splits import PUBLISHED_PROFILES, complete_patches, overlapping_pairs, read_splits, splits_hash
 from project import TASKS, UserError, atomic_write, config, outputs_dir, report_path, run, shown, splits_dir
 
-LAYOUT = Path(__file__).parent / "report" / "report.typ"
+LAYOUTS = Path(__file__).parent / "report"
 MAXIMUM_PAGES = 3
+# What the appendix shows, in its order: name in studies/, title.
+STUDIES = {
+    "uncertainty": "How sure are the figures?",
+    "calibration": "What are the probabilities worth?",
+    "baselines": "What do loaded weights and fine-tuning bring?",
+    "geography": "Does near to the training patches mean right?",
+    "robustness": "What does it take to make the network err?",
+    "label_audit": "Which labels may be wrong?",
+    "explain_errors": "Why does the network err?",
+}
+FIGURES_OF_A_STUDY = 3  # the appendix shows no more of each task
 CHAIN = (
     *("split_data.py", "verify_splits.py", "train_rgb.py", "train_ms.py", "predict_test.py", "reproduce.py"),
     *("rank_images.py", "make_report.py"),
@@ -41,36 +53,78 @@ def main() -> None:
     tasks = [read_task(task, missing) for task in TASKS if model_path(outputs_dir(task)).exists()]
     if not tasks:
         raise UserError(f"nothing to report in {shown(outputs_dir('rgb').parent)}; run: python train_rgb.py")
-    if not LAYOUT.exists():
-        raise UserError(
-            f"the layout {LAYOUT} is missing; bring it back (git checkout {LAYOUT.parent.name}/{LAYOUT.name})"
-        )
     content = report_content(tasks, missing)
-    try:
-        pdf = typst.compile(
-            LAYOUT.read_bytes(),
-            root=str(config.project_root),
-            sys_inputs={"data": json.dumps(content)},
-            ignore_system_fonts=True,
-        )
-    except typst.TypstError as error:  # a figure that is none, or figures in no shape for the layout
-        raise UserError(
-            f"cannot typeset the report ({' '.join(str(error).split())[:200]}); run the scripts that write the figures again"
-        ) from error
+    pdf = typeset("report.typ", content)
     pages = len(pypdf.PdfReader(io.BytesIO(pdf)).pages)
     if pages > MAXIMUM_PAGES:
         raise UserError(
             f"the report would have {pages} pages instead of at most {MAXIMUM_PAGES}: fewer settings in config.py leave "
             "room, or smaller figures in report/report.typ"
         )
+    written = [report_path()]
     with atomic_write(report_path()) as partial:
         partial.write_bytes(pdf)
+    if appendix := appendix_content():
+        written.append(appendix_path())
+        with atomic_write(appendix_path()) as partial:
+            partial.write_bytes(typeset("appendix.typ", appendix))
     for notice in content["notices"]:
         print(f"note: {notice}")
     for name in missing:
         print(f"missing: {name}")
-    print(f"wrote {shown(report_path())}: {pages} pages")
+    print(f"wrote {', '.join(map(shown, written))}: {pages} pages{' and an appendix' if appendix else ''}")
     print("next: read it, and hand in the folder")
+
+
+def typeset(layout: str, content: dict) -> bytes:
+    """The PDF of a layout in report/."""
+    path = LAYOUTS / layout
+    if not path.exists():
+        raise UserError(f"the layout {path} is missing; bring it back (git checkout {LAYOUTS.name}/{layout})")
+    try:
+        return typst.compile(
+            path.read_bytes(),
+            root=str(config.project_root),
+            sys_inputs={"data": json.dumps(content)},
+            ignore_system_fonts=True,
+        )
+    except typst.TypstError as error:  # a figure that is none, or figures in no shape for the layout
+        raise UserError(
+            f"cannot typeset {layout} ({' '.join(str(error).split())[:200]}); run the scripts that write the figures again"
+        ) from error
+
+
+def appendix_path() -> Path:
+    return report_path().with_name(report_path().name.replace("report", "appendix"))
+
+
+def appendix_content() -> dict | None:
+    """What the studies left of the present models; None where there is nothing."""
+    studies, missing = [], []
+    for name, title in STUDIES.items():
+        parts = [part for task in TASKS if (part := read_study(task, name))]
+        if parts:
+            studies.append({"title": title, "command": f"python -m studies.{name}", "parts": parts})
+        else:
+            missing.append(name)
+    return {"profile": config.profile, "studies": studies, "missing": missing} if studies else None
+
+
+def read_study(task: str, name: str) -> dict | None:
+    """study.json of a task's present final model; None where it is not there, or of another model."""
+    folder = outputs_dir(task) / name
+    try:
+        content = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        if content["model_sha256"] != model_hash(outputs_dir(task)):
+            return None
+        figures = [figure(folder / own, content["model_sha256"], []) for own in content["figures"]]
+        kept = [path for path in figures[:FIGURES_OF_A_STUDY] if path]
+        own = {"finding": content["finding"], "tables": content["tables"], "figures": kept}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{shown(folder)}/study.json is damaged ({error}); run: python -m studies.{name}") from error
+    return {"title": IMAGE_SETS[task].name, "more": len(figures) - len(kept), **own}
 
 
 def report_content(tasks: list[dict], missing: list[str]) -> dict:
@@ -88,6 +142,7 @@ def report_content(tasks: list[dict], missing: list[str]) -> dict:
             "afterwards. The interval is Wilson's, for the number of test images."
         ),
         "ground": ground(),
+        "appendix": f"report/{appendix_path().name}" if appendix_content() else "",
         "limits": limits(tasks, missing),
         "views": {task["title"]: task["views"] for task in tasks},
         "columns": [task["metrics"] for task in tasks if task["metrics"]],

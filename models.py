@@ -210,7 +210,8 @@ class LateFusion(Network):
         """Feature maps of both groups, each (batch, channels, rows, columns)."""
         groups = images[:, :3], images[:, 3:]
         if len(self.backbones) == 1:
-            return self.backbones[0].feature_map(torch.cat(groups)).chunk(2)
+            # Not chunk(2): exported to ONNX, that would fix the batch size.
+            return self.backbones[0].feature_map(torch.cat(groups)).unflatten(0, (2, -1)).unbind()
         return tuple(backbone.feature_map(group) for backbone, group in zip(self.backbones, groups, strict=True))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -261,7 +262,7 @@ class TwinConvolution(nn.Module):
         self.last = last
 
     def forward(self, groups: torch.Tensor) -> torch.Tensor:
-        first, second = groups.chunk(2)
+        first, second = groups.unflatten(0, (2, -1)).unbind()
         first, second = self.first(first), self.second(second)
         return 0.5 * first + 0.5 * second if self.last else torch.cat([first, second])
 

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, confusion_m
 from project import CLASSES
 
 EVERY_CLASS = np.arange(len(CLASSES))
+DRAWS = 1000  # of the bootstrap
 
 
 def compute_metrics(logits: torch.Tensor, labels: np.ndarray) -> dict:
@@ -69,7 +70,7 @@ def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
 
 
 def mean_interval(statistic: object, logits: torch.Tensor, labels: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % interval of a mean over classes: the percentiles of 1,000 bootstrap draws of the images (Efron, 1979).
+    """95 % interval of a mean over classes: the percentiles of DRAWS bootstrap draws of the images (Efron, 1979).
 
     Args:
         statistic: `true_positive_rates` or `average_precisions` as (10,) of (logits, labels); nan is left out.
@@ -81,7 +82,7 @@ def mean_interval(statistic: object, logits: torch.Tensor, labels: np.ndarray, s
     draws = bootstrap(
         (np.arange(len(labels)),),
         mean,
-        n_resamples=1000,
+        n_resamples=DRAWS,
         vectorized=False,
         method="percentile",
         rng=np.random.default_rng(seed),

@@ -166,7 +166,7 @@ def contact_sheet(
         rows: (label of the row, [(image (64, 64, 3) uint8, caption, whether it tells of a mistake)]).
         width: inches; 3.5 is half a page, so that two of them stand side by side in print.
     """
-    columns = max(len(images) for _, images in rows)
+    columns = max(round(width / 0.85), *(len(images) for _, images in rows))  # so that a lone image is no giant
     lines = max(caption.count("\n") + 1 for _, images in rows for _, caption, _ in images)
     font_size = 5.5 if width < 5 else 4.8  # of class names as wide as an image
     height = (width / columns + 0.04 + 0.1 * lines) * len(rows) + 0.4
@@ -192,7 +192,18 @@ def contact_sheet(
 
 
 # As a map shows them: fields yellow to brown, green what grows, blue water, and what is built in between.
-MAP_COLOURS = ("#F2D16B", "#1E6B3A", "#A9C46C", "#3B3B3B", "#9A6FB0", "#5FB56B", "#B5702F", "#DC5E5E", "#63B8EA", "#1F4E9C")
+MAP_COLOURS = (
+    "#F2D16B",
+    "#1E6B3A",
+    "#A9C46C",
+    "#3B3B3B",
+    "#9A6FB0",
+    "#5FB56B",
+    "#B5702F",
+    "#DC5E5E",
+    "#63B8EA",
+    "#1F4E9C",
+)
 NO_DATA_COLOUR = "#FFFFFF"
 
 
@@ -210,7 +221,7 @@ def land_use_map(path: Path, picture: np.ndarray, classes: np.ndarray, unlike: n
     shares = np.bincount(classes[known], minlength=len(CLASSES)) / known.sum()
     side = 2.75  # inches that the longer side of each picture takes
     height, width = (side * count / max(rows, columns) for count in (rows, columns))
-    figure = plt.figure(figsize=(2 * width + 1.95, max(height, 2.3) + 0.75))
+    figure = plt.figure(figsize=(2 * width + 1.95, max(height, 2.3) + 0.52))
     whole_width, whole_height = figure.get_size_inches()
     for left, shown_image in ((0.08, picture), (width + 0.2, _coloured(classes))):
         box = (left / whole_width, 0.28 / whole_height, width / whole_width, height / whole_height)
@@ -226,12 +237,18 @@ def land_use_map(path: Path, picture: np.ndarray, classes: np.ndarray, unlike: n
             axes.contourf(*grid, doubled, levels=[0.5, 1.5], colors="none", hatches=["//////"])
             axes.set(xlim=(0, columns), ylim=(rows, 0))
     _scale_bar(figure.axes[0], columns, metres)
-    legend = figure.add_axes(((2 * width + 0.3) / whole_width, 0.28 / whole_height, 1.6 / whole_width, 2.3 / whole_height))
+    legend = figure.add_axes(
+        ((2 * width + 0.3) / whole_width, 0.28 / whole_height, 1.6 / whole_width, 2.3 / whole_height)
+    )
     legend.set(xlim=(0, 1), ylim=(11.5, -0.5))
     legend.set_axis_off()
     lines = [(MAP_COLOURS[index], "", CLASSES[index], shares[index]) for index in np.argsort(-shares, kind="stable")]
-    for line, (colour, hatch, name, share) in enumerate([*lines, ("none", "///////", "unlike training", marked.sum() / known.sum())]):
-        legend.add_patch(plt.Rectangle((0, line - 0.35), 0.11, 0.7, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3))
+    for line, (colour, hatch, name, share) in enumerate(
+        [*lines, ("none", "///////", "unlike training", marked.sum() / known.sum())]
+    ):
+        legend.add_patch(
+            plt.Rectangle((0, line - 0.35), 0.11, 0.7, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3)
+        )
         legend.text(0.16, line, name, va="center", fontsize=6.5)
         legend.text(1, line, f"{100 * share:.1f} %", va="center", ha="right", fontsize=6.5)
     largest = int(shares.argmax())

@@ -23,7 +23,7 @@ from engine.plots import COLOURS, save
 from project import TASKS, run
 from studies.subject import Subject, percent, subjects
 
-THRESHOLDS = 21  # from 0.5 to the highest confidence
+THRESHOLDS = 21  # from 0.5 to the highest confidence (from half of that, where nothing is so sure)
 
 
 def main(tasks: tuple[str, ...]) -> None:
@@ -35,18 +35,20 @@ def main(tasks: tuple[str, ...]) -> None:
         losses = [compute_metrics(values, labels)["loss"] for values in (logits, scaled)]
         draw_reliability(subject, [reliability(values, labels) for values in (logits, scaled)], errors, heat)
         highest = float(scaled.double().softmax(1).max())
-        thresholds = np.linspace(0.5, highest, THRESHOLDS, endpoint=False)  # none is above the highest itself
+        thresholds = np.linspace(
+            min(0.5, highest / 2), highest, THRESHOLDS, endpoint=False
+        )  # none is above the highest itself
         accuracy, remain, mean = tail_accuracy(scaled, labels, thresholds)
         draw_tail(subject, thresholds, accuracy, remain, mean)
         precisions = average_precisions(logits, labels)
-        sure = np.searchsorted(thresholds, 0.9)
+        sure = min(int(np.searchsorted(thresholds, 0.9)), THRESHOLDS - 1)
         finding = (
             f"The probabilities are off by {percent(errors[0])} points on average; divided by the temperature {heat:.2f}, "
             f"fitted on val, the logits give {percent(errors[1])}. Of the {remain[sure].sum():,} test images that are then "
             f"answered with more than {thresholds[sure]:.2f}, {percent(mean[sure])} % are right on the mean of the classes; "
             f"mAP is {percent(np.nanmean(precisions))} %."
         )
-        steps = sorted({0, THRESHOLDS // 2, int(sure), THRESHOLDS - 1})
+        steps = sorted({0, THRESHOLDS // 2, sure, THRESHOLDS - 1})
         tables = [
             {
                 "caption": "Calibration on test",
@@ -107,7 +109,7 @@ def draw_tail(
         upper.plot(thresholds, 100 * accuracy[:, index], color=COLOURS[index], linewidth=0.9, label=name)
     upper.plot(thresholds, 100 * mean, color="black", linewidth=1.8, label="mean of the classes")
     upper.set_ylabel("accuracy above (%)")
-    upper.legend(fontsize=5.5, ncols=2, frameon=False, loc="lower right")
+    upper.legend(fontsize=5.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     lower.plot(thresholds, remain.sum(1), color="black")
     lower.set(ylabel="images above", xlabel="threshold of the scaled probability", ylim=(0, None))
     first, last = (percent(mean[step]) for step in (0, np.flatnonzero(~np.isnan(mean))[-1]))

@@ -137,18 +137,16 @@ def profiles() -> dict[str, Results]:
 
 
 def profile_table(rivals: dict[str, Results]) -> dict:
-    rows = []
-    for name, results in rivals.items():
-        low, high = accuracy_interval(results.metrics["accuracy"], len(results.split.files))
-        rows.append([f"accuracy, {name}", percent(results.metrics["accuracy"]), f"{percent(low)} to {percent(high)}"])
-    for class_name in CLASSES:
-        values = [f"{name} {percent(results.metrics['tpr'][class_name])}" for name, results in rivals.items()]
-        rows.append([f"TPR {class_name}", ", ".join(values), ""])
-    return {
-        "caption": "Random splits (course, published) and one from west to east (spatial)",
-        "header": ["", "%", "95 % interval"],
-        "rows": rows,
-    }
+    spans = [accuracy_interval(r.metrics["accuracy"], len(r.split.files)) for r in rivals.values()]
+    every = rivals.values()
+    rows = [
+        ["test images", *(f"{len(r.split.files):,}" for r in every)],
+        ["accuracy", *(percent(r.metrics["accuracy"]) for r in every)],
+        ["95 % interval", *(" to ".join(map(percent, span)) for span in spans)],
+        *([f"TPR {name}", *(percent(r.metrics["tpr"][name]) for r in every)] for name in CLASSES),
+    ]
+    caption = "Accuracy and TPR (%) on random splits (course, published) and on one from west to east (spatial)"
+    return {"caption": caption, "header": ["", *rivals], "rows": rows}
 
 
 def draw_map(subject: Subject, right: np.ndarray) -> None:

@@ -78,7 +78,7 @@ def draw(subject, suspects: np.ndarray, labels: np.ndarray, proposed: np.ndarray
     """suspects.png: the most contradicted first."""
     files = [subject.results.split.files[i] for i in suspects]
     captions = [
-        f"{class_of(patch_of(file))}, {quality[i]:.3f}\n{CLASSES[proposed[i]]}?"
+        f"{class_of(patch_of(file))}\n{quality[i]:.3f}, or\n{CLASSES[proposed[i]]}?"
         for i, file in zip(suspects, files, strict=True)
     ]
     images = [(image, text, False) for image, text in zip(subject.pictures(files), captions, strict=True)]
