@@ -22,7 +22,18 @@ from engine.evaluation import model_hash, model_path, read_model, read_results_o
 from engine.metrics import accuracy_interval
 from engine.plots import source_of
 from engine.splits import PUBLISHED_PROFILES, complete_patches, overlapping_pairs, read_splits, splits_hash
-from project import TASKS, UserError, atomic_write, config, outputs_dir, report_path, run, shown, splits_dir
+from project import (
+    TASKS,
+    UserError,
+    appendix_path,
+    atomic_write,
+    config,
+    outputs_dir,
+    report_path,
+    run,
+    shown,
+    splits_dir,
+)
 
 LAYOUTS = Path(__file__).parent / "report"
 MAXIMUM_PAGES = 3
@@ -31,6 +42,7 @@ STUDIES = {
     "uncertainty": "How sure are the figures?",
     "calibration": "What are the probabilities worth?",
     "baselines": "What do loaded weights and fine-tuning bring?",
+    "six_bands": "Do three infrared bands help?",
     "geography": "Does near to the training patches mean right?",
     "robustness": "What does it take to make the network err?",
     "label_audit": "Which labels may be wrong?",
@@ -94,10 +106,6 @@ def typeset(layout: str, content: dict) -> bytes:
         ) from error
 
 
-def appendix_path() -> Path:
-    return report_path().with_name(report_path().name.replace("report", "appendix"))
-
-
 def appendix_content() -> dict | None:
     """What the studies left of the present models; None where there is nothing."""
     studies, missing = [], []
@@ -115,7 +123,7 @@ def read_study(task: str, name: str) -> dict | None:
     folder = outputs_dir(task) / name
     try:
         content = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        if content["model_sha256"] != model_hash(outputs_dir(task)):
+        if content["model_sha256"] not in (None, model_hash(outputs_dir(task))):  # None: of no final model
             return None
         figures = [figure(folder / own, content["model_sha256"], []) for own in content["figures"]]
         kept = [path for path in figures[:FIGURES_OF_A_STUDY] if path]

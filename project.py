@@ -225,6 +225,10 @@ def report_path() -> Path:
     return config.project_root / "report" / name
 
 
+def appendix_path() -> Path:
+    return report_path().with_name(report_path().name.replace("report", "appendix"))
+
+
 def settings_of(task: str) -> list[Setting]:
     """What is trained for a task in the profile.
 
@@ -297,27 +301,37 @@ def sha256(*contents: bytes) -> str:
 
 
 def run(
-    main: Callable, documentation: str, switch: tuple[str, str] | None = None, choices: tuple[str, ...] = ()
+    main: Callable,
+    documentation: str,
+    switch: tuple[str, str] | None = None,
+    choices: tuple[str, ...] = (),
+    files: str | None = None,
 ) -> None:
     """Run a script's `main` and exit: status 0, or `main`'s own, or 2 after one line on stderr for a user's mistake.
 
     Args:
-        main: called with a tuple of `choices` if there are any, and with the state of the switch if there is one.
+        main: called with a tuple of `choices` if there are any, with a list of paths if `files` is given, and with the state
+            of the switch if there is one.
         documentation: the script's docstring, printed for --help.
         switch: name and help of the one optional switch, e.g. ("--save", "…").
         choices: what the script's one optional argument can name, to do only that; all without it.
+        files: help of the files that the script is given, one at least.
     """
     parser = argparse.ArgumentParser(
         description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     if choices:
         parser.add_argument("only", nargs="?", choices=choices, help="only this; without it, all")
+    if files:
+        parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=files)
     if switch:
         parser.add_argument(switch[0], dest="switch", action="store_true", help=switch[1])
     given = parser.parse_args()
     arguments = []
     if choices:
         arguments.append((given.only,) if given.only else choices)
+    if files:
+        arguments.append(given.files)
     if switch:
         arguments.append(given.switch)
     try:

@@ -1,6 +1,6 @@
 """Why does the network err? Each misclassified test image beside what it learnt from, and a proposed cause by stated rules.
 
-Run from the project root: python -m studies.explain_errors, with `rgb` or `ms` for one task. Minutes: train and test are
+Run from the project root: python -m studies.explain_errors, with `rgb` or `ms` for one task. Minutes: all three lists are
 predicted for their features. The local example is the nearest training image of the true class, the local counterexample the
 nearest of the other classes, by 1 - cosine of what the linear layer sees. The column `verdict` of errors.csv is a person's: a
 new run keeps it, and takes over what verdicts.csv, saved by the explorer into the same folder, says.
@@ -8,12 +8,12 @@ new run keeps it, and takes over what verdicts.csv, saved by the explorer into t
 The rules, the first that holds names the cause (d1, d2: distances of example and counterexample):
   noise                 brightness or contrast beyond those of 99.8 % of the training images
   mislabelling          of the 10 nearest training images at least 9 are of the predicted class, which has p >= 0.9
-  under-representation  d1 is larger than for 99 % of the training images among themselves
+  under-representation  d1 and d2 are larger than the smaller of the two is for 95 % of val: nothing like it was trained on
   underfitting          the model answers the example itself wrongly
   overfitting           d1 < d2: the features are nearest to the true class, and the linear layer answers otherwise
   overlapping labels    the rest: both classes are near
 
-reads   the final model and its test results, the images of train and test
+reads   the final model and its test results, the images of all lists
 writes  outputs/<profile>/<task>/explain_errors/: errors.csv, neighbours.csv (all test images), study.json, errors-1.png, …; cache/
 """
 
@@ -30,7 +30,7 @@ from sklearn.neighbors import NearestNeighbors
 from dataset import CLASSES
 from engine.plots import contact_sheet
 from engine.splits import list_text
-from project import TASKS, run, write_text
+from project import PARTS, TASKS, run, write_text
 from studies.subject import Subject, percent, subjects
 
 CAUSES = ("noise", "mislabelling", "under-representation", "underfitting", "overfitting", "overlapping labels")
@@ -45,7 +45,7 @@ HEADER = [
 def main(tasks: tuple[str, ...]) -> None:
     for subject in subjects(tasks, "explain_errors"):
         test, train = subject.lists["test"], subject.lists["train"]
-        features = {part: subject.predict(part, embed=True).numpy() for part in ("train", "test")}
+        features = {part: subject.predict(part, embed=True).numpy() for part in PARTS}
         near = neighbours(features["train"], train.labels, features["test"], test.labels)
         rows = zip(
             test.files, *(map(item, near[kind], near[f"{kind}_distance"]) for kind in ("example", "counterexample"))
@@ -105,12 +105,8 @@ def proposed_causes(
 ) -> list[str]:
     """One of CAUSES for each wrong image, by the rules above."""
     labels, predicted = subject.lists["train"].labels, probabilities.argmax(1)
-    among = []  # each training image's distance to the nearest other one of its class
-    for label in np.unique(labels):
-        own = features["train"][labels == label]
-        if len(own) > 1:
-            among.append(NearestNeighbors(n_neighbors=2, metric="cosine").fit(own).kneighbors(own)[0][:, 1])
-    far = np.quantile(np.concatenate(among), 0.99) if among else np.inf
+    of_val = NearestNeighbors(n_neighbors=1, metric="cosine").fit(features["train"]).kneighbors(features["val"])[0]
+    far = np.quantile(of_val, 0.95)
     looks = {part: brightness_and_contrast(subject.images(part).pixels) for part in ("train", "test")}
     low, high = (np.quantile(looks["train"], share, axis=0) for share in (0.001, 0.999))
     with torch.inference_mode():
@@ -124,7 +120,7 @@ def proposed_causes(
         rules = (
             ((looks["test"][index] < low) | (looks["test"][index] > high)).any(),
             agreeing >= 0.9 and probabilities[index, predicted[index]] >= 0.9,
-            d1 > far,
+            min(d1, d2) > far,
             answers[near["example"][index]] != labels[near["example"][index]],
             d1 < d2,
             True,

@@ -1,12 +1,12 @@
 """Do three infrared bands help? Six bands against red, green and blue of the same patches, each patch predicted once.
 
 Run from the project root: python -m studies.six_bands. Five folds over all multispectral patches at hand, those on the same
-ground in one fold; both networks from ImageNet weights, settings and epochs fixed beforehand, the last epoch counts. About
-half an hour on 2 CPU cores; continues at the fold where it was stopped. Chooses nothing: the patches of the test list are
+ground in one fold; both networks from ImageNet weights, settings and epochs fixed beforehand, the last epoch counts. Half an
+hour to one and a half on 2 CPU cores; continues at the fold where it was stopped. Chooses nothing: the patches of the test list are
 among those predicted.
 
 reads   the multispectral images, pretrained/
-writes  outputs/<profile>/ms/six_bands/: predictions.csv, result.json, the logits of each fold; cache/
+writes  outputs/<profile>/ms/six_bands/: study.json, predictions.csv, the logits of each fold; cache/
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,9 @@ from engine.splits import as_split, list_text, overlapping_pairs
 from engine.training import make_loader, make_optimizer, train_one_epoch
 from engine.weights import load_initial_weights, load_tensors, save_tensors
 from models import average_of, build_model
-from project import cache_dir, config, outputs_dir, pretrained_dir, run, sha256, shown, write_json, write_text
+from project import cache_dir, config, outputs_dir, pretrained_dir, run, sha256, write_text
 from setting import Setting
+from studies.subject import percent, write_study
 
 FOLDS = 5
 THREE = Setting("three", "strong", epochs=12, image_size=96, weight_averaging=0.95, views=8)
@@ -57,16 +58,30 @@ def main() -> None:
     write_text(folder / "predictions.csv", list_text(["file", "class_name", "fold", "three_bands", "six_bands"], named))
     right = {name: answer == every.labels for name, answer in answers.items()}
     result = {name: accuracy_of(own) for name, own in right.items()} | mcnemar(right["three"], right["six"])
-    write_json(folder / "result.json", result)
-    for name in right:
-        own = result[name]
-        print(
-            f"{name} bands: {own['accuracy']:.2%} ({own['low']:.1%} to {own['high']:.1%}) of {len(every.files):,} patches"
-        )
-    print(
-        f"right with three bands alone {result['first_alone']}, with six alone {result['second_alone']}: "
-        f"p = {result['p_value']:.3g} (McNemar, exact)\nwrote {shown(folder)}/result.json, predictions.csv"
+    said = {
+        name: f"{percent(own['accuracy'])} ({percent(own['low'])} to {percent(own['high'])})"
+        for name in right
+        for own in [result[name]]
+    }
+    finding = (
+        f"Of {len(every.files):,} patches, each predicted by a network that had not seen it nor its ground, {said['three']} % are "
+        f"right with red, green and blue, {said['six']} % with three infrared bands beside them. Right with three bands alone "
+        f"are {result['first_alone']}, with six alone {result['second_alone']}: p = {result['p_value']:.2g} (McNemar, exact)."
     )
+    rows = [
+        [
+            str(fold),
+            str(int((fold_of == fold).sum())),
+            *(percent(own[fold_of == fold].mean()) for own in right.values()),
+        ]
+        for fold in range(FOLDS)
+    ]
+    rows.append(["all", str(len(every.files)), *(percent(own.mean()) for own in right.values())])
+    header = ["fold", "patches", "three bands", "six bands"]
+    tables = [
+        {"caption": f"Accuracy (%), {THREE.epochs} epochs at {THREE.image_size} px", "header": header, "rows": rows}
+    ]
+    write_study(folder, "", finding, tables, [], result, model_sha256=None)
 
 
 def folds(every: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -56,19 +56,31 @@ class Subject:
         return [displayed(read_image(path, self.task), self.task) for path in paths]
 
     def write(self, finding: str, tables: list[dict], figures: list[str], **values: object) -> None:
-        """Leave study.json: what was found, as the appendix shows it, and of which model.
+        """`write_study` of this model."""
+        write_study(self.folder, f"{self.title}: ", finding, tables, figures, values, self.final.sha256)
 
-        Args:
-            finding: one paragraph, the answer first.
-            tables: each with "caption", "header" and "rows" of text.
-            figures: names of PNGs in the folder.
-            values: the figures as numbers, for who reads the file.
-        """
-        content = {"finding": finding, "tables": tables, "figures": figures, "values": values}
-        write_json(self.folder / "study.json", content | {"model_sha256": self.final.sha256})
-        print(
-            f"{self.title}: {finding}\nwrote {shown(self.folder)}/study.json{''.join(f', {name}' for name in figures)}"
-        )
+
+def write_study(
+    folder: Path,
+    title: str,
+    finding: str,
+    tables: list[dict],
+    figures: list[str],
+    values: dict[str, object],
+    model_sha256: str | None,
+) -> None:
+    """Leave study.json: what was found, as the appendix shows it, and of which final model (None: of none).
+
+    Args:
+        title: ahead of the finding on the screen.
+        finding: one paragraph, the answer first.
+        tables: each with "caption", "header" and "rows" of text.
+        figures: names of PNGs in the folder.
+        values: the figures as numbers, for who reads the file.
+    """
+    content = {"finding": finding, "tables": tables, "figures": figures, "values": values}
+    write_json(folder / "study.json", content | {"model_sha256": model_sha256})
+    print(f"{title}{finding}\nwrote {shown(folder)}/study.json{''.join(f', {name}' for name in figures)}")
 
 
 def subjects(tasks: tuple[str, ...], study: str) -> Iterator[Subject]:

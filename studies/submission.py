@@ -12,24 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.evaluation import model_path, read_results_of_model, with_model
-from project import TASKS, UserError, atomic_write, config, outputs_dir, report_path, run, shown
+from project import TASKS, UserError, appendix_path, atomic_write, config, outputs_dir, report_path, run, shown
 
 CODE = (
-    *("*.py", "engine/*.py", "engine/*.csv", "studies/*.py", "slurm/*", "report/report.typ", "docs/*"),
+    *("*.py", "engine/*", "studies/*", "slurm/*", "report/*.typ", "docs/*"),
     *("README.md", "LICENSE", "Makefile", "requirements.txt", "pyproject.toml"),
 )
-# Below the folder of a profile and task.
+# Below the folder of a profile and task: its own and those of its settings and studies.
 RESULTS = (
-    *(
-        "final_model.pt",
-        "selection.csv",
-        "test_logits.pt",
-        "test_files.csv",
-        "test_metrics.json",
-        "confusion_matrix.png",
-    ),
-    *("ranking.csv", "ranking.png", "*/setting.json", "*/history.csv", "*/val_curves.png"),
-    *("search/table.csv", "six_bands/result.json", "six_bands/predictions.csv"),
+    *("final_model.pt", "features.pt", "test_logits.pt"),
+    *("*.csv", "*.json", "*.png", "*/*.csv", "*/*.json", "*/*.png", "*/*.md"),
 )
 
 
@@ -60,7 +52,9 @@ def handed_in() -> Iterator[tuple[str, Path]]:
                 (f"splits/{profile}/{task}/{name}", file) for name, file in files_of(lists, ("*.csv", "*.json"))
             )
             yield from ((f"outputs/{profile}/{task}/{name}", file) for name, file in files_of(folder, RESULTS))
-    yield f"report/{report_path().name}", report_path()
+    for path in (report_path(), appendix_path()):
+        if path.exists():
+            yield f"report/{path.name}", path
 
 
 def files_of(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, Path]]:

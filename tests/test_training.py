@@ -506,7 +506,7 @@ def test_three_and_six_bands_are_compared_on_each_patch_and_a_second_run_predict
     six_bands.main()
     folder = place.root / "outputs/demo/ms/six_bands"
     rows = list(csv.DictReader((folder / "predictions.csv").open()))
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "study.json").read_text())["values"]
     right = [[row[kind] == row["class_name"] for row in rows] for kind in ("three_bands", "six_bands")]
     assert len(rows) == 100 and {row["fold"] for row in rows} == set("01234")
     assert [result[name]["accuracy"] for name in ("three", "six")] == [sum(own) / 100 for own in right]
