@@ -178,7 +178,7 @@ def draw(subject: Subject, answers: dict, images: int) -> None:
     ]
     if subject.task == "rgb":
         panels.append(("JPEG quality", ["JPEG quality"]))
-    figure, grid = plt.subplots(2, 3, figsize=(6.9, 4.2), layout="constrained", sharey=True)
+    figure, grid = plt.subplots(2, 3, figsize=(6.9, 4.2), layout="constrained")
     plain = 100 * answers["none", 0.0]
     for axes, (label, kinds) in zip(grid.flat, panels):
         for kind, colour, style in zip(kinds, COLOURS[1::2], ("-", "--")):
