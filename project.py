@@ -323,10 +323,12 @@ def run(
     if choices:
         parser.add_argument("only", nargs="?", choices=choices, help="only this; without it, all")
     if files:
-        parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=files)
+        parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help=files)
     if switch:
         parser.add_argument(switch[0], dest="switch", action="store_true", help=switch[1])
     given = parser.parse_args()
+    if files and not given.files:
+        parser.error("name at least one FILE")
     arguments = []
     if choices:
         arguments.append((given.only,) if given.only else choices)
@@ -371,6 +373,8 @@ def fail(message: str, status: int = 2) -> None:
     """End with one line on stderr; of several processes the first says it."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    else:
+        time.sleep(10)  # torchrun ends all when one ends: that must not be before the first has said it
     sys.exit(status)
 
 

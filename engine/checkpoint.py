@@ -140,7 +140,8 @@ def read_checkpoint(path: Path) -> dict:
     content = load_tensors(path)
     try:
         history = content["history"]
-        numbers = [value for row in history for key, value in row.items() if value is not None or "val_" not in key]
+        of_a_class = [f"val_{kind}_{name}" for kind in ("tpr", "ap") for name in CLASSES]  # None without an image
+        numbers = [v for row in history for key, v in row.items() if v is not None or key not in of_a_class]
         if (
             not all(list(row) == HISTORY_HEADER for row in history)
             or not all(type(number) in (int, float) for number in numbers)
