@@ -93,7 +93,7 @@ def classify_patch(image: Image, final: FinalModel, known: TrainingFeatures | No
     pixels = image.read(final.bands, Window(0, 0, SIDE, SIDE))
     if not pixels.any():
         raise UserError(f"{image.path} holds no-data only")
-    probabilities, distances = predict_images(final, standardise(final, pixels), known, final.setting.views)
+    probabilities, distances = predict_images(final, standardise(final, pixels[None]), known, final.setting.views)
     (first, second), (best, next_best) = (values.tolist() for values in probabilities[0].topk(2)[::-1])
     distance, unlike = float(distances[0]), bool(known and distances[0] > known.threshold)
     mark = f"; UNLIKE the training set: distance {distance:.1f}, threshold {known.threshold:.1f}" if unlike else ""

@@ -13,6 +13,7 @@ import numpy as np
 import rasterio
 import torch
 from affine import Affine
+from numpy.lib.stride_tricks import sliding_window_view
 from rasterio.windows import Window
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from engine.unlike import TrainingFeatures
 from project import CLASSES, UserError, atomic_write
 
 NO_CLASS = 255  # no data, in all rasters that are written
-BATCH_SIZE = 100  # windows per prediction step
+BATCH_SIZE = 32  # windows per prediction step
 STRIP = 16  # rows of windows that are read at once
 # A window with more than this share of no-data does not vote, and a cell with more than the other has no class.
 WINDOW_NO_DATA, CELL_NO_DATA = 0.01, 0.5
@@ -60,9 +61,9 @@ def predict_images(
 
 
 def standardise(final: FinalModel, pixels: np.ndarray) -> torch.Tensor:
-    """(rows, columns, bands) to (1, bands, rows, columns) as the model takes it, on its device."""
+    """(batch, 64, 64, bands) to (batch, bands, 64, 64) as the model takes it, on its device."""
     device = next(final.model.parameters()).device
-    pixels = torch.from_numpy(pixels)[None].to(device)
+    pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
     return preprocess(pixels, final.mean.to(device), final.std.to(device), "none", None)
 
 
@@ -80,26 +81,18 @@ def map_scene(image: Image, final: FinalModel, known: TrainingFeatures | None, s
     span = SIDE // stride  # cells that a window covers in each direction
     weights = np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 2
     rows, columns = ((size - SIDE) // stride + 1 for size in image.grid.shape)  # of windows
-    sums = np.zeros(
-        (len(CLASSES) + 1, rows + span - 1, columns + span - 1), np.float32
-    )  # the last: how many are unlike
+    # Of the classes' probabilities, then of how many windows are unlike.
+    sums = np.zeros((len(CLASSES) + 1, rows + span - 1, columns + span - 1), np.float32)
     votes, no_data = np.zeros((2, *sums.shape[1:]), np.float32)
     with tqdm(total=rows * columns, desc=image.path.name, unit=" windows", disable=None, leave=False) as bar:
         for row, pixels in _strips(image, final.bands, stride, rows):
             empty = _means(~pixels.any(axis=-1), stride, stride)  # share of no-data in each cell
             no_data[row : row + len(empty)] = empty
             voting = _means(empty, span, 1) <= WINDOW_NO_DATA  # (window rows, columns)
-            windows = standardise(final, pixels)[0].unfold(1, SIDE, stride).unfold(2, SIDE, stride)
-            found = np.zeros((len(sums), *voting.shape), np.float32)
-            bar.update(voting.size - voting.sum())
-            for some in np.array_split(np.argwhere(voting), range(BATCH_SIZE, voting.sum(), BATCH_SIZE)):
-                if len(some):
-                    chosen = tuple(some.T)
-                    images = windows[:, *map(torch.from_numpy, chosen)].transpose(0, 1).contiguous()
-                    probabilities, distances = predict_images(final, images, known, views=1)
-                    found[:-1, *chosen] = probabilities.T.cpu()
-                    found[-1, *chosen] = (distances > known.threshold).cpu() if known else 0
-                    bar.update(len(some))
+            windows = sliding_window_view(pixels, (SIDE, SIDE), axis=(0, 1))[::stride, ::stride].transpose(
+                0, 1, 3, 4, 2
+            )
+            found = _look_through(windows, voting, final, known, bar)
             for down, right in np.ndindex(span, span):
                 cells = slice(row + down, row + down + len(voting)), slice(right, right + columns)
                 sums[:, *cells] += weights[down] * weights[right] * found
@@ -110,6 +103,30 @@ def map_scene(image: Image, final: FinalModel, known: TrainingFeatures | None, s
     with np.errstate(divide="ignore", invalid="ignore"):
         averages = np.where(votes > 0, sums / votes, np.nan)
     return LandUse(averages[:-1], averages[-1] > 0.5, stride)
+
+
+def _look_through(
+    windows: np.ndarray, voting: np.ndarray, final: FinalModel, known: TrainingFeatures | None, bar: tqdm
+) -> np.ndarray:
+    """Probabilities, and 1 behind them for what is unlike the training set, of windows that vote; 0 of the others.
+
+    Args:
+        windows, voting: (rows, columns, 64, 64, bands) and (rows, columns).
+
+    Returns:
+        (11, rows, columns) float32.
+    """
+    found = np.zeros((len(CLASSES) + 1, *voting.shape), np.float32)
+    chosen = np.argwhere(voting)
+    bar.update(voting.size - len(chosen))
+    for start in range(0, len(chosen), BATCH_SIZE):
+        places = tuple(chosen[start : start + BATCH_SIZE].T)
+        probabilities, distances = predict_images(final, standardise(final, windows[places]), known, views=1)
+        found[:-1, *places] = probabilities.T.cpu()
+        if known:
+            found[-1, *places] = (distances > known.threshold).cpu()
+        bar.update(len(places[0]))
+    return found
 
 
 def _strips(image: Image, bands: Sequence[str], stride: int, rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -130,7 +147,7 @@ def _strips(image: Image, bands: Sequence[str], stride: int, rows: int) -> Itera
 
 def _means(values: np.ndarray, side: int, step: int) -> np.ndarray:
     """Of squares of `side`, `step` apart, that lie within the array."""
-    squares = np.lib.stride_tricks.sliding_window_view(values, (side, side))[::step, ::step]
+    squares = sliding_window_view(values, (side, side))[::step, ::step]
     return squares.mean(axis=(2, 3), dtype=np.float32)
 
 

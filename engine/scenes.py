@@ -30,7 +30,7 @@ DRIVERS = ("GTiff", "JPEG", "PNG", "JP2OpenJPEG")
 # "T32TQM_20180718T101031_B02.jp2", of level 2A "…_B02_10m.jp2"; the quality masks (MSK_…) are no bands.
 BAND_FILE = re.compile(r"(?!MSK_).*_(B0[1-9]|B1[0-2]|B8A)(?:_(\d\d)m)?\.(?:jp2|tiff?)", re.IGNORECASE)
 # GDAL reads what is left of a damaged JPEG otherwise; and may keep so many bytes, instead of 5 % of the memory.
-GDAL_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True, "GDAL_CACHEMAX": 400 * 2**20, "GDAL_PAM_ENABLED": False}
+GDAL_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True, "GDAL_CACHEMAX": 256 * 2**20}
 METRES = 10  # a pixel's side in EuroSAT
 
 
@@ -260,7 +260,7 @@ def _open_folder(path: Path, stack: contextlib.ExitStack) -> Image:
             if band not in files or metres < files[band][0]:  # of level 2A the finest
                 files[band] = (metres, file)
     if not files:
-        raise UserError(f"{path} has no single-band files (…_B02.jp2, …_B8A.jp2)")
+        raise UserError(f"{path} has no single-band files (…_B02.jp2, …_B8A.jp2); other images are given as files")
     datasets = {band: _open_raster(file, stack) for band, (_, file) in sorted(files.items())}
     for dataset in datasets.values():
         if dataset.count != 1:

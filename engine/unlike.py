@@ -32,19 +32,21 @@ def statistics(images: torch.Tensor) -> torch.Tensor:
     The means, then at each scale the logarithm of the covariance matrix of what distinguishes that scale from the next
     coarser one (a Laplacian pyramid; Burt and Adelson, 1983), so that it is ratios of variances that count.
     """
-    found, bands = [images.mean((2, 3))], images.shape[1]
+    means = images.mean((2, 3), keepdim=True)
+    levels = [images - means]
+    for _ in range(SCALES - 1):
+        levels.append(F.avg_pool2d(levels[-1], 2))
+    moments = [level.flatten(2) @ level.flatten(2).mT / level[0, 0].numel() for level in levels]
+    # A level's details have mean zero in each square of four pixels: so their covariance is what its moments have more.
+    finer, coarser = torch.stack(moments), torch.stack([*moments[1:], torch.zeros_like(moments[0])])
+    bands = images.shape[1]
+    values, vectors = torch.linalg.eigh(finer - coarser + ROUNDING * torch.eye(bands, device=images.device))
+    logarithms = (
+        vectors @ torch.diag_embed(values.clamp(min=ROUNDING).log()) @ vectors.mT
+    )  # (scales, batch, bands, bands)
     rows, columns = torch.triu_indices(bands, bands)
-    for scale in range(SCALES):
-        coarser = F.avg_pool2d(images, 2)
-        last = scale == SCALES - 1
-        base = images.mean((2, 3), keepdim=True) if last else F.interpolate(coarser, scale_factor=2, mode="nearest")
-        details = (images - base).flatten(2)  # (batch, bands, pixels)
-        covariance = details @ details.mT / details.shape[2] + ROUNDING * torch.eye(bands, device=images.device)
-        values, vectors = torch.linalg.eigh(covariance)
-        logarithm = vectors @ torch.diag_embed(values.log()) @ vectors.mT
-        found.append(logarithm[:, rows, columns] * torch.where(rows == columns, 1, 2**0.5).to(images))
-        images = coarser
-    return torch.cat(found, dim=1)
+    entries = logarithms[..., rows, columns] * torch.where(rows == columns, 1, 2**0.5).to(images)
+    return torch.cat([means.flatten(1), entries.transpose(0, 1).flatten(1)], dim=1)
 
 
 @dataclass(frozen=True)
