@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import CLASSES, IMAGE_SETS, SIDE
+from dataset import CLASSES, IMAGE_SETS, SIDE, stretched
 from engine import plots
 from engine.evaluation import FinalModel, load_model
 from engine.maps import NO_CLASS, map_scene, predict_images, standardise, write_rasters
 from engine.runtime import choose_device
-from engine.scenes import Image, Window, open_image, stretched
+from engine.scenes import Image, Window, open_image
 from engine.splits import list_text
 from engine.unlike import TrainingFeatures, training_features
 from project import UserError, config, outputs_dir, run, shown, splits_dir, write_text

@@ -220,11 +220,13 @@ def _decode_tiff(content: bytes) -> np.ndarray:
 
 
 def displayed(image: np.ndarray, task: str) -> np.ndarray:
-    """The image as a person sees it, (64, 64, 3) uint8. Reflectances 0 to 0.275 are stretched as in the JPEGs."""
-    if task == "rgb":
-        return image
-    colours = image[:, :, band_indices("ms", IMAGE_SETS["rgb"].bands)].astype(float)
-    return np.clip(1 + colours / 2750 * 254, 1, 255).astype(np.uint8)
+    """The image as a person sees it, (64, 64, 3) uint8."""
+    return image if task == "rgb" else stretched(image[:, :, band_indices("ms", IMAGE_SETS["rgb"].bands)])
+
+
+def stretched(reflectances: np.ndarray) -> np.ndarray:
+    """Reflectances x 10,000 as in EuroSAT's JPEGs: 0 to 2750 become 1 to 255, rounded (checked on 154 pairs); uint8."""
+    return np.rint(np.clip(1 + reflectances / 2750 * 254, 1, 255)).astype(np.uint8)
 
 
 # The whole list as one array -------------------------------------------------------------------------------------

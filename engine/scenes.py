@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from dataset import IMAGE_SETS, MS_BANDS, SIDE
+from dataset import IMAGE_SETS, MS_BANDS, SIDE, stretched
 from project import UserError
 
 RGB_BANDS = IMAGE_SETS["rgb"].bands
@@ -35,11 +35,6 @@ METRES = 10  # a pixel's side in EuroSAT
 
 
 # Units -----------------------------------------------------------------------------------------------------------
-
-
-def stretched(reflectances: np.ndarray) -> np.ndarray:
-    """Reflectances x 10,000 as in EuroSAT's JPEGs: 0 to 2750 become 1 to 255, rounded (checked on 154 pairs); uint8."""
-    return np.rint(np.clip(1 + reflectances / 2750 * 254, 1, 255)).astype(np.uint8)
 
 
 def offsets_in(metadata: Path) -> dict[str, int]:
@@ -292,7 +287,7 @@ def _offsets_of_product(folder: Path, notes: list[str]) -> dict[str, int]:
     if not metadata:
         notes.append(
             f"{folder} has no metadata (MTD_MSIL1C.xml), so nothing is taken off its values; in a product of baseline 04.00 "
-            "or later (since January 2022) each is then 1000 too high, and so are the map's mistakes"
+            "or later (since January 2022) each is then 1000 too high"
         )
         return {}
     offsets = offsets_in(metadata[0])

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import dataset
 from augment import AUGMENTATIONS, RANDOM_NUMBERS, band_statistics, preprocess, random_numbers
-from dataset import CLASSES, MS_BANDS, EuroSATDataset, load_images, read_image
+from dataset import CLASSES, MS_BANDS, EuroSATDataset, displayed, load_images, read_image
 from engine.evaluation import in_order
 from engine.runtime import Processes
 from engine.splits import read_split
@@ -281,3 +281,13 @@ def test_labels_are_the_alphabetical_order(lists):
     split = read_split(splits_dir("rgb"), "rgb", "train")
     assert list(CLASSES) == sorted(CLASSES) and set(split.labels) == set(range(10))
     assert all(f"/{CLASSES[label]}/" in file for file, label in zip(split.files, split.labels, strict=True))
+
+
+def test_a_multispectral_patch_is_shown_as_its_jpeg(sample):
+    """Cut off instead of rounded, the pictures were half a level too dark."""
+    differences = []
+    for name in CLASSES:
+        for index in range(10):
+            shown = displayed(read_image(str(sample / tif(name, index)), "ms"), "ms")
+            differences.append((shown.astype(float) - read_image(str(sample / jpeg(name, index)), "rgb")).mean())
+    assert abs(np.mean(differences)) < 0.1
