@@ -118,8 +118,8 @@ TPR {percent(metrics["mean_tpr"])} %.
 
 ## Limits
 
-One seed. It knows these ten classes and answers with one of them whatever it is shown. EuroSAT is European, mostly without
-clouds, and of 2017 or before; about 1 % of its labels are thought to be wrong. Patches of a random split lie close together:
+One seed. It knows these ten classes and answers with one of them whatever it is shown. EuroSAT is of Europe, mostly without
+clouds, and was published in 2017; about 1 % of its labels are thought to be wrong. Patches of a random split lie close together:
 elsewhere expect less. Products since processing baseline 04.00 carry an offset of -1000 that must be taken off first.
 
 ## Licence
