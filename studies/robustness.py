@@ -44,13 +44,11 @@ def main(tasks: tuple[str, ...]) -> None:
         draw(subject, answers, len(sample.labels))
         figures = ["robustness.png", *draw_attacked(sample)]
         kinds = list(dict.fromkeys(kind for kind, _ in answers if kind != "none"))
-        table = [
-            [
-                kind,
-                ", ".join(f"{strength:g}: {percent(value)}" for (k, strength), value in answers.items() if k == kind),
-            ]
-            for kind in kinds
-        ]
+        table = []
+        for kind in kinds:
+            own = {strength: percent(value) for (k, strength), value in answers.items() if k == kind}
+            said = [f"{strength:g}: {value}" for strength, value in own.items()] if len(own) > 1 else own.values()
+            table.append([kind, ", ".join(said)])
         weakest = ATTACKS[subject.task][1]
         missing = {kind: value for (kind, _), value in answers.items() if kind.startswith("without ")}
         needed = min(missing, key=missing.get).removeprefix("without ")
