@@ -41,7 +41,7 @@ def main(files: list[Path]) -> None:
     rows = []
     for file in files:
         with open_image(file) as image:
-            final, known = model_for(image)
+            final, known = model_of(image.task)
             if image.is_patch:
                 rows.append(classify_patch(image, final, known))
             else:
@@ -56,7 +56,7 @@ def check(files: list[Path]) -> None:
     notes, scenes = {}, {}
     for file in files:
         with open_image(file) as image:
-            final, _ = model_for(image)
+            final, _ = model_of(image.task)
             if missing := [band for band in final.bands if band not in image.bands]:
                 raise UserError(
                     f"{file} has no {', '.join(missing)} (it has {', '.join(image.bands)}), which the "
@@ -73,10 +73,6 @@ def check(files: list[Path]) -> None:
 def model_of(task: str) -> tuple[FinalModel, TrainingFeatures | None]:
     final = load_model(outputs_dir(task), task, choose_device())
     return final, training_features(config.dataset_root, outputs_dir(task), splits_dir(task), task, final)
-
-
-def model_for(image: Image) -> tuple[FinalModel, TrainingFeatures | None]:
-    return model_of(image.task)
 
 
 def folder() -> Path:

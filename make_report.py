@@ -65,7 +65,9 @@ def main() -> None:
     tasks = [read_task(task, missing) for task in TASKS if model_path(outputs_dir(task)).exists()]
     if not tasks:
         raise UserError(f"nothing to report in {shown(outputs_dir('rgb').parent)}; run: python train_rgb.py")
+    appendix = appendix_content()
     content = report_content(tasks, missing)
+    content["appendix"] = f"report/{appendix_path().name}" if appendix else ""
     pdf = typeset("report.typ", content)
     pages = len(pypdf.PdfReader(io.BytesIO(pdf)).pages)
     if pages > MAXIMUM_PAGES:
@@ -76,7 +78,7 @@ def main() -> None:
     written = [report_path()]
     with atomic_write(report_path()) as partial:
         partial.write_bytes(pdf)
-    if appendix := appendix_content():
+    if appendix:
         written.append(appendix_path())
         with atomic_write(appendix_path()) as partial:
             partial.write_bytes(typeset("appendix.typ", appendix))
@@ -109,8 +111,9 @@ def typeset(layout: str, content: dict) -> bytes:
 def appendix_content() -> dict | None:
     """What the studies left of the present models; None where there is nothing."""
     studies, missing = [], []
+    models = {task: model_hash(outputs_dir(task)) for task in TASKS if model_path(outputs_dir(task)).exists()}
     for name, title in STUDIES.items():
-        parts = [part for task in TASKS if (part := read_study(task, name))]
+        parts = [part for task, model in models.items() if (part := read_study(task, name, model))]
         if parts:
             studies.append({"title": title, "command": f"python -m studies.{name}", "parts": parts})
         else:
@@ -118,12 +121,12 @@ def appendix_content() -> dict | None:
     return {"profile": config.profile, "studies": studies, "missing": missing} if studies else None
 
 
-def read_study(task: str, name: str) -> dict | None:
+def read_study(task: str, name: str, model_sha256: str) -> dict | None:
     """study.json of a task's present final model; None where it is not there, or of another model."""
     folder = outputs_dir(task) / name
     try:
         content = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        if content["model_sha256"] not in (None, model_hash(outputs_dir(task))):  # None: of no final model
+        if content["model_sha256"] not in (None, model_sha256):  # None: of no final model
             return None
         figures = [figure(folder / own, content["model_sha256"], []) for own in content["figures"]]
         kept = [path for path in figures[:FIGURES_OF_A_STUDY] if path]
@@ -150,7 +153,6 @@ def report_content(tasks: list[dict], missing: list[str]) -> dict:
             "afterwards. The interval is Wilson's, for the number of test images."
         ),
         "ground": ground(),
-        "appendix": f"report/{appendix_path().name}" if appendix_content() else "",
         "limits": limits(tasks, missing),
         "views": {task["title"]: task["views"] for task in tasks},
         "columns": [task["metrics"] for task in tasks if task["metrics"]],

@@ -11,11 +11,10 @@ Several GPUs: torchrun --nproc-per-node 4 train_ms.py
 """
 
 from dataset import EuroSATDataset
-from engine.evaluation import rgb_backbone, select_final_model
+from engine.evaluation import initial_weights, select_final_model
 from engine.runtime import seed_everything, training_session
 from engine.splits import read_splits, splits_hash
 from engine.training import check_settings, train_setting
-from engine.weights import RGB_MODEL, load_initial_weights
 from models import build_model
 from project import cache_dir, config, outputs_dir, pretrained_dir, run, settings_of, splits_dir
 
@@ -37,10 +36,7 @@ def main() -> None:
                     **common,
                 )
                 val = EuroSATDataset(config.dataset_root, "ms", lists["val"], setting.bands, train.statistics, **common)
-            if setting.weights == RGB_MODEL:
-                weights = rgb_backbone(outputs_dir("rgb"), read_splits(splits_dir("rgb"), "rgb"), lists)
-            else:
-                weights = load_initial_weights(setting, pretrained_dir())
+            weights = initial_weights(setting, pretrained_dir(), outputs_dir("rgb"), splits_dir("rgb"), lists)
             seed_everything(config.seed)  # the first team member's matriculation number
             model = build_model(setting, weights)
             train_setting(setting, model, train, val, splits_hash(lists), outputs_dir("ms") / setting.name, processes)

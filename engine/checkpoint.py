@@ -19,10 +19,11 @@ from engine.weights import load_tensors, save_tensors
 from project import UserError, sha256, shown
 from setting import Setting
 
+TPR, AVERAGE_PRECISION = ([f"val_{kind}_{name}" for name in CLASSES] for kind in ("tpr", "ap"))
 HISTORY_HEADER = [
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mean_tpr"),
-    *(f"val_tpr_{name}" for name in CLASSES),
-    *("val_map", *(f"val_ap_{name}" for name in CLASSES)),  # average precision: what it ranks, whatever it answers
+    *TPR,
+    *("val_map", *AVERAGE_PRECISION),  # what it ranks, whatever it answers
     *("learning_rate", "seconds"),
 ]
 
@@ -140,8 +141,8 @@ def read_checkpoint(path: Path) -> dict:
     content = load_tensors(path)
     try:
         history = content["history"]
-        of_a_class = [f"val_{kind}_{name}" for kind in ("tpr", "ap") for name in CLASSES]  # None without an image
-        numbers = [v for row in history for key, v in row.items() if v is not None or key not in of_a_class]
+        may_be_none = {*TPR, *AVERAGE_PRECISION}  # of a class without an image
+        numbers = [v for row in history for key, v in row.items() if v is not None or key not in may_be_none]
         if (
             not all(list(row) == HISTORY_HEADER for row in history)
             or not all(type(number) in (int, float) for number in numbers)

@@ -19,8 +19,8 @@ from engine import plots
 from engine.checkpoint import best_epoch, read_checkpoint, run_hash
 from engine.metrics import average_precisions, by_class, compute_metrics
 from engine.runtime import Processes, choose_device, environment
-from engine.splits import list_text, parse_split, split_text, splits_hash
-from engine.weights import initial_weights_record, load_tensors, save_tensors
+from engine.splits import list_text, parse_split, read_splits, split_text, splits_hash
+from engine.weights import RGB_MODEL, initial_weights_record, load_initial_weights, load_tensors, save_tensors
 from models import Network, build_model, torchvision_name
 from project import UserError, sha256, shown, write_json, write_text
 from setting import Setting
@@ -160,6 +160,33 @@ def load_model(folder: Path, task: str, device: torch.device) -> FinalModel:
     return FinalModel(model, content["mean"], content["std"], bands, setting, about, sha256(path.read_bytes()))
 
 
+def check_lists(final: FinalModel, folder: Path, task: str, lists: dict[str, Split]) -> None:
+    """Hold a final model to the lists it was trained with.
+
+    Raises:
+        UserError: these are others.
+    """
+    if final.about["splits_sha256"] != splits_hash(lists):
+        raise UserError(
+            f"{shown(model_path(folder))} was trained with other lists than those in splits/, so it may have seen these "
+            f"test images; bring the lists back, or run: python train_{task}.py"
+        )
+
+
+def initial_weights(
+    setting: Setting, pretrained: Path, rgb_folder: Path, rgb_splits: Path, lists: dict[str, Split]
+) -> dict[str, torch.Tensor] | None:
+    """What a training starts from: `rgb_backbone` where the setting says so, else `load_initial_weights`.
+
+    Args:
+        rgb_folder, rgb_splits: of the task "rgb" in outputs/ and splits/.
+        lists: of the task that is trained.
+    """
+    if setting.weights == RGB_MODEL:
+        return rgb_backbone(rgb_folder, read_splits(rgb_splits, "rgb"), lists)
+    return load_initial_weights(setting, pretrained)
+
+
 def rgb_backbone(folder: Path, rgb: dict[str, Split], ms: dict[str, Split]) -> dict[str, torch.Tensor]:
     """The backbone of the final RGB model, under torchvision's names: initial weights for six bands.
 
@@ -266,11 +293,7 @@ def predict_test(root: Path, folder: Path, task: str, splits: dict[str, Split]) 
     """
     device = choose_device()
     final = load_model(folder, task, device)
-    if final.about["splits_sha256"] != splits_hash(splits):
-        raise UserError(
-            f"{shown(model_path(folder))} was trained with other lists than those in splits/, so it may have seen these "
-            f"test images; bring the lists back, or run: python train_{task}.py"
-        )
+    check_lists(final, folder, task, splits)
     test = splits["test"]
     statistics = final.mean, final.std
     data = EuroSATDataset(root, task, test, final.bands, statistics, device=device)
@@ -319,6 +342,16 @@ class Results:
     metrics: dict
     record: dict
     changes: list[str]
+
+    @property
+    def answers(self) -> np.ndarray:
+        """(images,) index in CLASSES."""
+        return self.logits.argmax(1).numpy()
+
+    @property
+    def right(self) -> np.ndarray:
+        """(images,) bool."""
+        return self.answers == self.split.labels
 
 
 def read_results(folder: Path, task: str) -> Results:

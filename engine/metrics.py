@@ -3,6 +3,8 @@
 Logits are (images, 10) float32 on the CPU, labels (images,) indices into CLASSES; all fractions are in [0, 1].
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ def compute_metrics(logits: torch.Tensor, labels: np.ndarray) -> dict:
         an image), mean_tpr (over the classes that have one), confusion (rows true, columns predicted).
     """
     predicted = logits.argmax(1).numpy()
-    tpr = true_positive_rates(predicted, labels)
+    tpr = true_positive_rates(logits, labels)
     return {
         "loss": F.cross_entropy(logits, torch.from_numpy(labels)).item(),
         "accuracy": float(accuracy_score(labels, predicted)),
@@ -35,9 +37,9 @@ def compute_metrics(logits: torch.Tensor, labels: np.ndarray) -> dict:
     }
 
 
-def true_positive_rates(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def true_positive_rates(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
     """(10,) float64; nan for a class without an image."""
-    return recall_score(labels, predicted, labels=EVERY_CLASS, average=None, zero_division=np.nan)
+    return recall_score(labels, logits.argmax(1).numpy(), labels=EVERY_CLASS, average=None, zero_division=np.nan)
 
 
 def by_class(values: np.ndarray) -> dict[str, float | None]:
@@ -69,11 +71,11 @@ def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def mean_interval(statistic: object, logits: torch.Tensor, labels: np.ndarray, seed: int) -> tuple[float, float]:
+def mean_interval(statistic: Callable, logits: torch.Tensor, labels: np.ndarray, seed: int) -> tuple[float, float]:
     """95 % interval of a mean over classes: the percentiles of DRAWS bootstrap draws of the images (Efron, 1979).
 
     Args:
-        statistic: `true_positive_rates` or `average_precisions` as (10,) of (logits, labels); nan is left out.
+        statistic: `true_positive_rates` or `average_precisions`; nan is left out.
     """
 
     def mean(indices: np.ndarray) -> float:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from dataset import EuroSATDataset, Split
-from engine.evaluation import FinalModel, in_order
-from engine.splits import read_splits, splits_hash
+from engine.evaluation import FinalModel, check_lists, in_order
+from engine.splits import read_splits
 from engine.weights import load_tensors, save_tensors
 from project import UserError, shown
 
@@ -104,8 +104,7 @@ def training_features(root: Path, folder: Path, splits: Path, task: str, final: 
             return TrainingFeatures(**content)
     try:
         lists = read_splits(splits, task)
-        if final.about["splits_sha256"] != splits_hash(lists):
-            raise UserError("the model was trained with other lists than those in splits/")
+        check_lists(final, folder, task, lists)
         train, val = (_statistics_of_list(root, task, lists[part], final) for part in ("train", "val"))
     except UserError as error:
         print(f"note: images unlike the training set are not marked: {shown(path)} cannot be made ({error})")

@@ -17,16 +17,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dataset import EuroSATDataset
-from engine.evaluation import in_order, predict, rgb_backbone
-from engine.metrics import accuracy_interval, compute_metrics
+from engine.evaluation import in_order, initial_weights, predict
+from engine.metrics import compute_metrics
 from engine.runtime import seed_everything, training_session
-from engine.splits import read_splits, splits_hash
+from engine.splits import splits_hash
 from engine.training import train_setting
-from engine.weights import RGB_MODEL, load_initial_weights, load_tensors
+from engine.weights import load_tensors
 from models import build_model
-from project import PARTS, TASKS, cache_dir, config, outputs_dir, pretrained_dir, run, splits_dir
-from studies.subject import Subject, percent, subjects
+from project import PARTS, TASKS, config, outputs_dir, pretrained_dir, run, splits_dir
+from studies.subject import Subject, band_features, percent, span, subjects
 
 C = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # inverse strengths of regularisation, chosen by val
 
@@ -47,9 +46,8 @@ def main(tasks: tuple[str, ...]) -> None:
         rows, accuracies = [], {}
         for name, (val, logits) in answers.items():
             metrics = compute_metrics(logits, labels["test"])
-            low, high = accuracy_interval(metrics["accuracy"], len(labels["test"]))
-            span = f"{percent(metrics['accuracy'])} ({percent(low)} to {percent(high)})"
-            rows.append([name, percent(val), span, percent(metrics["mean_tpr"])])
+            test = f"{percent(metrics['accuracy'])} ({span(metrics['accuracy'], len(labels['test']))})"
+            rows.append([name, percent(val), test, percent(metrics["mean_tpr"])])
             accuracies[name] = metrics["accuracy"]
         forest, head, scratch, final = list(accuracies.values())[1:]
         finding = (
@@ -59,12 +57,6 @@ def main(tasks: tuple[str, ...]) -> None:
         )
         header = ["model", "val accuracy (%)", "test accuracy (%), 95 % interval", "mean TPR (%)"]
         subject.write(finding, [{"caption": "The same lists", "header": header, "rows": rows}], [], accuracy=accuracies)
-
-
-def band_features(pixels: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation of each band of each image: (images, 2 · bands)."""
-    flat = pixels.reshape(len(pixels), -1, pixels.shape[-1]).astype(np.float32)
-    return np.concatenate([flat.mean(1), flat.std(1)], axis=1)
 
 
 def fitted(model, features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> tuple[float, torch.Tensor]:
@@ -83,38 +75,19 @@ def linear(features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> tu
 def frozen_features(subject: Subject) -> dict[str, np.ndarray]:
     """What the linear layer sees of each list before any fine-tuning, with the views of the final model."""
     setting = subject.final.setting
-    model = build_model(setting, initial_weights(subject)).to(subject.device, memory_format=torch.channels_last)
+    weights = initial_weights(setting, pretrained_dir(), outputs_dir("rgb"), splits_dir("rgb"), subject.lists)
+    model = build_model(setting, weights).to(subject.device, memory_format=torch.channels_last)
     return {
         part: predict(model, in_order(subject.images(part)), setting.views, embed=True)[0].numpy() for part in PARTS
     }
-
-
-def initial_weights(subject: Subject) -> dict[str, torch.Tensor] | None:
-    """What the final model was trained from."""
-    if subject.final.setting.weights != RGB_MODEL:
-        return load_initial_weights(subject.final.setting, pretrained_dir())
-    return rgb_backbone(outputs_dir("rgb"), read_splits(splits_dir("rgb"), "rgb"), subject.lists)
 
 
 def from_scratch(subject: Subject) -> tuple[float, torch.Tensor]:
     """The final model's setting trained with random initial weights, best epoch by val: its val accuracy, its test logits."""
     setting = replace(subject.final.setting, name="from_scratch", weights=None)
     folder = subject.folder / setting.name
-    data = {"augmentation": setting.augmentation, "seed": config.seed}
     with training_session(folder) as processes:
-        train, val = (
-            EuroSATDataset(
-                config.dataset_root,
-                subject.task,
-                subject.lists[part],
-                setting.bands,
-                (subject.final.mean, subject.final.std),
-                cache=cache_dir(),
-                device=processes.device,
-                **own,
-            )
-            for part, own in (("train", data), ("val", {}))
-        )
+        train, val = subject.images("train", setting.augmentation), subject.images("val")
         seed_everything(config.seed)
         model = build_model(setting, weights=None)
         train_setting(setting, model, train, val, splits_hash(subject.lists), folder, processes)

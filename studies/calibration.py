@@ -41,12 +41,13 @@ def main(tasks: tuple[str, ...]) -> None:
         accuracy, remain, mean = tail_accuracy(scaled, labels, thresholds)
         draw_tail(subject, thresholds, accuracy, remain, mean)
         precisions = average_precisions(logits, labels)
+        mean_precision = float(np.nanmean(precisions))
         sure = min(int(np.searchsorted(thresholds, 0.9)), THRESHOLDS - 1)
         finding = (
             f"The probabilities are off by {percent(errors[0])} points on average; divided by the temperature {heat:.2f}, "
             f"fitted on val, the logits give {percent(errors[1])}. Of the {remain[sure].sum():,} test images that are then "
             f"answered with more than {thresholds[sure]:.2f}, {percent(mean[sure])} % are right on the mean of the classes; "
-            f"mAP is {percent(np.nanmean(precisions))} %."
+            f"mAP is {percent(mean_precision)} %."
         )
         steps = sorted({0, THRESHOLDS // 2, sure, THRESHOLDS - 1})
         tables = [
@@ -68,7 +69,7 @@ def main(tasks: tuple[str, ...]) -> None:
                 + [
                     [
                         "mean",
-                        percent(np.nanmean(precisions)),
+                        percent(mean_precision),
                         *(f"{percent(mean[s])} ({remain[s].sum()})" for s in steps),
                     ]
                 ],
@@ -78,7 +79,7 @@ def main(tasks: tuple[str, ...]) -> None:
             "temperature": heat,
             "calibration_error": errors,
             "loss": losses,
-            "map": float(np.nanmean(precisions)),
+            "map": mean_precision,
         }
         subject.write(finding, tables, ["reliability.png", "tail_accuracy.png"], **values)
 

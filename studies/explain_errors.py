@@ -27,15 +27,16 @@ import torch
 from captum.attr import IntegratedGradients
 from sklearn.neighbors import NearestNeighbors
 
-from dataset import CLASSES
+from dataset import CLASSES, class_of, patch_of
 from engine.plots import contact_sheet
 from engine.splits import list_text
 from project import PARTS, TASKS, run, write_text
-from studies.subject import Subject, percent, subjects
+from studies.subject import Subject, band_features, percent, subjects
 
 CAUSES = ("noise", "mislabelling", "under-representation", "underfitting", "overfitting", "overlapping labels")
 NEIGHBOURS = 10
 ERRORS_ON_A_SHEET = 12
+NEIGHBOURS_HEADER = ["file", "example", "example_distance", "counterexample", "counterexample_distance"]
 HEADER = [
     *("file", "true_class", "predicted", "p_true", "p_predicted", "example", "example_distance"),
     *("counterexample", "counterexample_distance", "counterexample_class", "cause", "verdict"),
@@ -47,33 +48,25 @@ def main(tasks: tuple[str, ...]) -> None:
         test, train = subject.lists["test"], subject.lists["train"]
         features = {part: subject.predict(part, embed=True).numpy() for part in PARTS}
         near = neighbours(features["train"], train.labels, features["test"], test.labels)
-        rows = zip(
-            test.files, *(map(item, near[kind], near[f"{kind}_distance"]) for kind in ("example", "counterexample"))
-        )
-        table = [[file, train.files[a], d, train.files[b], e] for file, (a, d), (b, e) in rows]
-        header = ["file", "example", "example_distance", "counterexample", "counterexample_distance"]
-        write_text(subject.folder / "neighbours.csv", list_text(header, table))
+        table = [
+            [file, train.files[a], f"{d1:.4f}", train.files[b], f"{d2:.4f}"]
+            for file, a, d1, b, d2 in zip(test.files, *(near[column] for column in NEIGHBOURS_HEADER[1:]), strict=True)
+        ]
+        write_text(subject.folder / "neighbours.csv", list_text(NEIGHBOURS_HEADER, table))
         probabilities = subject.results.logits.double().softmax(1).numpy()
-        predicted = probabilities.argmax(1)
-        wrong = np.flatnonzero(predicted != test.labels)
+        predicted, wrong = subject.results.answers, np.flatnonzero(~subject.results.right)
         causes = proposed_causes(subject, features, near, probabilities, wrong)
         verdicts = former_verdicts(subject.folder)
         errors = []
         for index, cause in zip(wrong, causes, strict=True):
-            a, b = near["example"][index], near["counterexample"][index]
-            own = probabilities[index]
-            row = [test.files[index], CLASSES[test.labels[index]], CLASSES[predicted[index]]]
-            row += [f"{own[test.labels[index]]:.4f}", f"{own[predicted[index]]:.4f}"]
-            row += [train.files[a], f"{near['example_distance'][index]:.4f}"]
-            row += [train.files[b], f"{near['counterexample_distance'][index]:.4f}", CLASSES[train.labels[b]]]
-            errors.append([*row, cause, verdicts.get(test.files[index], "")])
-        write_text(subject.folder / "errors.csv", list_text(HEADER, errors))
+            file, example, d1, counterexample, d2 = table[index]
+            label, answer, own = test.labels[index], predicted[index], probabilities[index]
+            row = [file, CLASSES[label], CLASSES[answer], f"{own[label]:.4f}", f"{own[answer]:.4f}"]
+            row += [example, d1, counterexample, d2, class_of(patch_of(counterexample)), cause, verdicts.get(file, "")]
+            errors.append(dict(zip(HEADER, row, strict=True)))
+        write_text(subject.folder / "errors.csv", list_text(HEADER, [list(row.values()) for row in errors]))
         figures = draw(subject, wrong, errors)
         leave(subject, errors, len(test.files), figures)
-
-
-def item(index: int, distance: float) -> tuple[int, str]:
-    return int(index), f"{distance:.4f}"
 
 
 def neighbours(
@@ -104,15 +97,14 @@ def proposed_causes(
     wrong: np.ndarray,
 ) -> list[str]:
     """One of CAUSES for each wrong image, by the rules above."""
-    labels, predicted = subject.lists["train"].labels, probabilities.argmax(1)
+    labels, predicted = subject.lists["train"].labels, subject.results.answers
     of_val = NearestNeighbors(n_neighbors=1, metric="cosine").fit(features["train"]).kneighbors(features["val"])[0]
     far = np.quantile(of_val, 0.95)
     looks = {part: brightness_and_contrast(subject.images(part).pixels) for part in ("train", "test")}
     low, high = (np.quantile(looks["train"], share, axis=0) for share in (0.001, 0.999))
     with torch.inference_mode():
-        linear = subject.final.model.linear.cpu()
-        answers = linear(torch.from_numpy(features["train"])).argmax(1).numpy()
-        subject.final.model.linear.to(subject.device)
+        outputs = subject.final.model.linear(torch.from_numpy(features["train"]).to(subject.device))
+        answers = outputs.argmax(1).cpu().numpy()
     causes = []
     for index in wrong:
         agreeing = (labels[near["nearest"][index]] == predicted[index]).mean()
@@ -131,8 +123,8 @@ def proposed_causes(
 
 def brightness_and_contrast(pixels: np.ndarray) -> np.ndarray:
     """Mean over all pixels and bands, and mean of the bands' standard deviations: (images, 2)."""
-    flat = pixels.reshape(len(pixels), -1, pixels.shape[-1]).astype(np.float32)
-    return np.stack([flat.mean((1, 2)), flat.std(1).mean(1)], axis=1)
+    means, deviations = np.split(band_features(pixels), 2, axis=1)
+    return np.stack([means.mean(1), deviations.mean(1)], axis=1)
 
 
 def former_verdicts(folder: Path) -> dict[str, str]:
@@ -165,14 +157,13 @@ def attention(subject: Subject, indices: np.ndarray) -> list[np.ndarray]:
     return pictures
 
 
-def draw(subject: Subject, wrong: np.ndarray, errors: list[list[str]]) -> list[str]:
+def draw(subject: Subject, wrong: np.ndarray, errors: list[dict[str, str]]) -> list[str]:
     """Contact sheets: an error with where the network looked, example and counterexample; two errors in a row."""
     if not errors:
         return []
     looked = attention(subject, wrong)
     groups = []
-    for row, attributed in zip(errors, looked, strict=True):
-        values = dict(zip(HEADER, row, strict=True))
+    for values, attributed in zip(errors, looked, strict=True):
         image, example, other = subject.pictures([values["file"], values["example"], values["counterexample"]])
         groups.append(
             [
@@ -209,16 +200,16 @@ def draw(subject: Subject, wrong: np.ndarray, errors: list[list[str]]) -> list[s
     return names
 
 
-def leave(subject: Subject, errors: list[list[str]], images: int, figures: list[str]) -> None:
-    causes = Counter(row[HEADER.index("cause")] for row in errors)
-    judged = Counter(verdict for row in errors if (verdict := row[-1]))
+def leave(subject: Subject, errors: list[dict[str, str]], images: int, figures: list[str]) -> None:
+    causes = Counter(row["cause"] for row in errors)
+    judged = Counter(verdict for row in errors if (verdict := row["verdict"]))
     rows = [[cause, str(causes[cause]), str(judged[cause])] for cause in CAUSES]
     rows += [[verdict, "–", str(count)] for verdict, count in sorted(judged.items()) if verdict not in CAUSES]
-    confused = Counter(tuple(row[1:3]) for row in errors).most_common(5)
+    confused = Counter((row["true_class"], row["predicted"]) for row in errors).most_common(5)
     finding = f"{len(errors)} errors on {images:,} test images."
     if errors:
         most, count = causes.most_common(1)[0]
-        nearer = sum(float(row[6]) < float(row[8]) for row in errors)
+        nearer = sum(float(row["example_distance"]) < float(row["counterexample_distance"]) for row in errors)
         finding += (
             f" The commonest proposed cause is {most} ({count}); {nearer} lie nearer to a training image of their own class "
             f"than to one of another ({percent(nearer / len(errors))} %). The commonest confusion: {confused[0][0][0]} taken for "

@@ -21,7 +21,7 @@ import simplejpeg
 
 from dataset import CLASSES, class_of, patch_of
 from project import TASKS, UserError, run, shown, write_text
-from studies.explain_errors import CAUSES, HEADER
+from studies.explain_errors import CAUSES, HEADER, NEIGHBOURS_HEADER
 from studies.subject import Subject, subjects
 
 PAGE = Path(__file__).with_name("explorer.html")
@@ -53,8 +53,7 @@ def describe(subject: Subject) -> tuple[list[dict], list[str]]:
     """What the page knows of each test image, and the files of all pictures, to which its numbers point."""
     probabilities = subject.results.logits.double().softmax(1).numpy()
     causes = {row["file"]: row for row in read(subject, "errors.csv", HEADER)}
-    header = ["file", "example", "example_distance", "counterexample", "counterexample_distance"]
-    near = {row["file"]: row for row in read(subject, "neighbours.csv", header)}
+    near = {row["file"]: row for row in read(subject, "neighbours.csv", NEIGHBOURS_HEADER)}
     test = subject.results.split
     if set(near) != set(test.files):
         raise UserError(

@@ -15,12 +15,11 @@ import onnxruntime
 import torch
 from torch import nn
 
-from dataset import CLASSES, IMAGE_SETS, EuroSATDataset
+from dataset import CLASSES, IMAGE_SETS
 from engine.evaluation import BATCH_SIZE, FinalModel
-from engine.metrics import accuracy_interval
 from models import orientation
 from project import TASKS, atomic_write, run, shown, write_text
-from studies.subject import Subject, percent, subjects
+from studies.subject import Subject, percent, span, subjects
 
 INPUT, OUTPUT = "pixels", "probabilities"
 
@@ -75,7 +74,7 @@ def write_onnx(whole: FromPixels, bands: int, path: str) -> None:
 
 def compare(subject: Subject, session: onnxruntime.InferenceSession) -> tuple[float, int]:
     """The largest difference of a probability from the saved logits' on the test list, and how many answers differ."""
-    data: EuroSATDataset = subject.images("test")
+    data = subject.images("test")
     answers = [
         session.run([OUTPUT], {INPUT: data.pixels[start : start + BATCH_SIZE].astype(np.float32)})[0]
         for start in range(0, len(data), BATCH_SIZE)
@@ -88,7 +87,6 @@ def card(subject: Subject, difference: float) -> str:
     final, metrics = subject.final, subject.results.metrics
     about, setting = final.about, final.setting
     images = len(subject.results.split.files)
-    low, high = accuracy_interval(metrics["accuracy"], images)
     weights = about.get("initial_weights") or {"origin": "none (random)"}
     unit = "pixel values, 0 to 255" if subject.task == "rgb" else "reflectance times 10,000, level 1C, without offset"
     rows = "\n".join(f"| {name} | {percent(metrics['tpr'][name])} |" for name in CLASSES)
@@ -109,7 +107,7 @@ def card(subject: Subject, difference: float) -> str:
 
 ## Figures
 
-Test accuracy {percent(metrics["accuracy"])} % (95 % interval {percent(low)} to {percent(high)}, Wilson, {images:,} images), mean
+Test accuracy {percent(metrics["accuracy"])} % (95 % interval {span(metrics["accuracy"], images)}, Wilson, {images:,} images), mean
 TPR {percent(metrics["mean_tpr"])} %.
 
 | class | TPR (%) |

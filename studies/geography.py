@@ -13,12 +13,12 @@ from pyproj import Transformer
 from sklearn.neighbors import BallTree
 
 from dataset import CLASSES, canonical_file, class_of
-from engine.evaluation import Results, model_path, read_results_of_model
+from engine.evaluation import Results
 from engine.metrics import accuracy_interval
 from engine.plots import COLOURS, contact_sheet, save
 from engine.splits import complete_patches, overlapping_pairs
 from project import PARTS, config, run
-from studies.subject import Subject, percent, subjects
+from studies.subject import Subject, percent, results_of_profiles, span, subjects
 
 EARTH_RADIUS = 6371.0  # km, mean
 DISTANCES = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 10_000)  # km, edges of the bins
@@ -30,7 +30,7 @@ MAP = "EPSG:3035"  # Europe, equal area; metres
 def main() -> None:
     for subject in subjects(("rgb",), "geography"):
         test, train = subject.results.split, subject.lists["train"]
-        right = subject.results.logits.argmax(1).numpy() == test.labels
+        right = subject.results.right
         distance = distances_to(positions(train.patches), positions(test.patches))
         bins = by_distance(distance, right)
         draw_map(subject, right)
@@ -38,7 +38,7 @@ def main() -> None:
         on_shared = overlapping_train(test.patches, set(train.patches))
         pairs = two_labels(subject)
         figures = ["map.png", "distance.png", *draw_pairs(subject, pairs)]
-        rivals = profiles()
+        rivals = {profile: results for (profile, _), results in results_of_profiles(("rgb",)).items()}
         first, last = bins[0], bins[-1]
         finding = (
             f"The median test patch lies {np.median(distance):.1f} km from the nearest training patch. Within {first[1]:g} km "
@@ -53,8 +53,8 @@ def main() -> None:
                 "caption": f"Accuracy by distance to the nearest training patch ({config.profile})",
                 "header": ["km", "test images", "accuracy (%)", "95 % interval"],
                 "rows": [
-                    [f"{low:g} to {high:g}", str(count), percent(value), " to ".join(map(percent, span))]
-                    for low, high, count, value, span in bins
+                    [f"{low:g} to {high:g}", str(count), percent(value), span(value, count)]
+                    for low, high, count, value, _ in bins
                 ],
             },
         ]
@@ -78,13 +78,10 @@ def by_distance(distance: np.ndarray, right: np.ndarray) -> list[tuple]:
     """(from km, to km, images, accuracy, its interval) of each bin; a bin with few images is joined to the next one."""
     rows, low = [], DISTANCES[0]
     for high in DISTANCES[1:]:
-        own = right[(distance >= low) & (distance < high)]
-        rest = (distance >= high).sum()
-        if len(own) and (len(own) >= FEWEST or not rest) and (rest >= FEWEST or not rest):
+        own, rest = right[(distance >= low) & (distance < high)], (distance >= high).sum()
+        if len(own) and (not rest or min(len(own), rest) >= FEWEST):
             rows.append((low, high, len(own), float(own.mean()), accuracy_interval(own.mean(), len(own))))
             low = high
-    if (tail := right[distance >= low]).size and not any(row[1] == DISTANCES[-1] for row in rows):
-        rows.append((low, DISTANCES[-1], len(tail), float(tail.mean()), accuracy_interval(tail.mean(), len(tail))))
     return rows
 
 
@@ -109,7 +106,8 @@ def shared_ground(on_shared: np.ndarray, right: np.ndarray) -> str:
 
 def two_labels(subject: Subject) -> list[tuple[str, str, str, str]]:
     """(test patch, the other patch of the same ground, answer, "own", "the other" or "a third") of pairs with two labels."""
-    answers = answers_of(subject.results)
+    results = subject.results
+    answers = dict(zip(results.split.patches, (CLASSES[k] for k in results.answers), strict=True))
     rows = []
     for patch, other in both_ways():
         if patch in answers and class_of(patch) != class_of(other):
@@ -119,30 +117,12 @@ def two_labels(subject: Subject) -> list[tuple[str, str, str, str]]:
     return sorted(rows)
 
 
-def answers_of(results: Results) -> dict[str, str]:
-    return {
-        patch: CLASSES[k] for patch, k in zip(results.split.patches, results.logits.argmax(1).tolist(), strict=True)
-    }
-
-
-def profiles() -> dict[str, Results]:
-    """Test results of the final RGB models that can be compared."""
-    root = config.project_root / "outputs"
-    names = dict.fromkeys((config.profile, "course", "published", "spatial"))
-    return {
-        name: read_results_of_model(root / name / "rgb", "rgb")
-        for name in names
-        if model_path(root / name / "rgb").exists()
-    }
-
-
 def profile_table(rivals: dict[str, Results]) -> dict:
-    spans = [accuracy_interval(r.metrics["accuracy"], len(r.split.files)) for r in rivals.values()]
     every = rivals.values()
     rows = [
         ["test images", *(f"{len(r.split.files):,}" for r in every)],
         ["accuracy", *(percent(r.metrics["accuracy"]) for r in every)],
-        ["95 % interval", *(" to ".join(map(percent, span)) for span in spans)],
+        ["95 % interval", *(span(r.metrics["accuracy"], len(r.split.files)) for r in every)],
         *([f"TPR {name}", *(percent(r.metrics["tpr"][name]) for r in every)] for name in CLASSES),
     ]
     caption = "Accuracy and TPR (%) on random splits (course, published) and on one from west to east (spatial)"

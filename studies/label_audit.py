@@ -40,8 +40,7 @@ def main(tasks: tuple[str, ...]) -> None:
             warnings.simplefilter("ignore")  # of classes without a suspect
             suspects = find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
         quality = get_label_quality_scores(labels, probabilities)
-        proposed, answer = probabilities.argmax(1), subject.results.logits.argmax(1).numpy()
-        wrong = answer != labels
+        proposed, answer, wrong = probabilities.argmax(1), subject.results.answers, ~subject.results.right
         rows = [
             [files[i], CLASSES[labels[i]], CLASSES[proposed[i]], f"{quality[i]:.4f}", CLASSES[answer[i]]]
             for i in suspects
@@ -56,10 +55,9 @@ def main(tasks: tuple[str, ...]) -> None:
             + (f" ({percent(both / wrong.sum())} %). " if wrong.any() else ". ")
             + "A suspect is no proof: of the pictures a person has to judge."
         )
-        counts = {name: int((labels[suspects] == k).sum()) for k, name in enumerate(CLASSES)}
         own = [
-            [name, str(count), str(int((wrong & (labels == k)).sum()))]
-            for k, (name, count) in enumerate(counts.items())
+            [name, str((labels[suspects] == k).sum()), str((wrong & (labels == k)).sum())]
+            for k, name in enumerate(CLASSES)
         ]
         table = {"caption": "By label", "header": ["label", "suspects", "errors of the final model"], "rows": own}
         subject.write(

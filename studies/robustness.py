@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from dataset import CLASSES, IMAGE_SETS, displayed
+from dataset import CLASSES, IMAGE_SETS, stretched
 from engine.plots import COLOURS, contact_sheet, save
 from engine.splits import list_text
 from project import TASKS, config, run, write_text
@@ -211,10 +211,7 @@ def draw_attacked(sample: Sample) -> list[str]:
     firsts = [
         int(own[0]) for label in range(10) if len(own := torch.nonzero(turned & (sample.labels == label)).flatten())
     ]
-    columns = [
-        IMAGE_SETS["rgb"].bands.index(band) if subject.task == "rgb" else sample.bands.index(band)
-        for band in ("B04", "B03", "B02")
-    ]
+    columns = [sample.bands.index(band) for band in IMAGE_SETS["rgb"].bands]
     rows: list[tuple[str, list[tuple[np.ndarray, str, bool]]]] = [("", []) for _ in range(3)]
     with torch.inference_mode():
         answers = sample.logits(attacked[firsts].to(sample.device)).argmax(1).tolist() if firsts else []
@@ -237,12 +234,8 @@ def draw_attacked(sample: Sample) -> list[str]:
 
 def picture(pixels: torch.Tensor, task: str) -> np.ndarray:
     """(3, 64, 64), red first, as a person sees it."""
-    image = pixels.permute(1, 2, 0).numpy()
-    if task == "rgb":
-        return image.round().astype(np.uint8)
-    whole = np.zeros((64, 64, len(IMAGE_SETS["ms"].bands)))
-    whole[:, :, [IMAGE_SETS["ms"].bands.index(band) for band in IMAGE_SETS["rgb"].bands]] = image
-    return displayed(whole, "ms")
+    image = pixels.permute(1, 2, 0).double().numpy()
+    return image.round().astype(np.uint8) if task == "rgb" else stretched(image)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from engine.weights import load_initial_weights, load_tensors, save_tensors
 from models import average_of, build_model
 from project import cache_dir, config, outputs_dir, pretrained_dir, run, sha256, write_text
 from setting import Setting
-from studies.subject import percent, write_study
+from studies.subject import percent, span, write_study
 
 FOLDS = 5
 THREE = Setting("three", "strong", epochs=12, image_size=96, weight_averaging=0.95, views=8)
@@ -58,11 +58,7 @@ def main() -> None:
     write_text(folder / "predictions.csv", list_text(["file", "class_name", "fold", "three_bands", "six_bands"], named))
     right = {name: answer == every.labels for name, answer in answers.items()}
     result = {name: accuracy_of(own) for name, own in right.items()} | mcnemar(right["three"], right["six"])
-    said = {
-        name: f"{percent(own['accuracy'])} ({percent(own['low'])} to {percent(own['high'])})"
-        for name in right
-        for own in [result[name]]
-    }
+    said = {name: f"{percent(own.mean())} ({span(own.mean(), len(own))})" for name, own in right.items()}
     finding = (
         f"Of {len(every.files):,} patches, each predicted by a network that had not seen it nor its ground, {said['three']} % are "
         f"right with red, green and blue, {said['six']} % with three infrared bands beside them. Right with three bands alone "

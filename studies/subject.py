@@ -8,10 +8,21 @@ import numpy as np
 import torch
 
 from dataset import IMAGE_SETS, EuroSATDataset, Split, displayed, image_paths, read_image
-from engine.evaluation import FinalModel, Results, in_order, load_model, predict, read_results_of_model, with_model
+from engine.evaluation import (
+    FinalModel,
+    Results,
+    check_lists,
+    in_order,
+    load_model,
+    model_path,
+    predict,
+    read_results_of_model,
+    with_model,
+)
+from engine.metrics import accuracy_interval
 from engine.runtime import choose_device
-from engine.splits import read_splits, splits_hash
-from project import UserError, cache_dir, config, outputs_dir, shown, splits_dir, write_json
+from engine.splits import read_splits
+from project import PROFILES, cache_dir, config, outputs_dir, shown, splits_dir, write_json
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Subject:
     def title(self) -> str:
         return IMAGE_SETS[self.task].name
 
-    def images(self, part: str) -> EuroSATDataset:
+    def images(self, part: str, augmentation: str = "none") -> EuroSATDataset:
         """A list's images as the model sees them."""
         return EuroSATDataset(
             config.dataset_root,
@@ -42,6 +53,8 @@ class Subject:
             self.lists[part],
             self.final.bands,
             (self.final.mean, self.final.std),
+            augmentation,
+            config.seed,
             cache=cache_dir(),
             device=self.device,
         )
@@ -92,11 +105,31 @@ def subjects(tasks: tuple[str, ...], study: str) -> Iterator[Subject]:
     device = choose_device()
     for task, folder in with_model({task: outputs_dir(task) for task in tasks}).items():
         final, lists = load_model(folder, task, device), read_splits(splits_dir(task), task)
-        if final.about["splits_sha256"] != splits_hash(lists):
-            raise UserError(
-                f"the model in {shown(folder)} was trained with other lists than those in splits/; bring them back"
-            )
+        check_lists(final, folder, task, lists)
         yield Subject(task, folder / study, final, lists, read_results_of_model(folder, task), device)
+
+
+def results_of_profiles(tasks: tuple[str, ...]) -> dict[tuple[str, str], Results]:
+    """{(profile, task): test results} of every final model below outputs/, the present profile's first.
+
+    The sample's have nothing to do with those of the other profiles.
+    """
+    profiles = [config.profile, *(name for name in PROFILES if name not in (config.profile, "demo"))]
+    if config.profile == "demo":
+        profiles = ["demo"]
+    folders = {(p, task): config.project_root / "outputs" / p / task for p in profiles for task in tasks}
+    return {key: read_results_of_model(own, key[1]) for key, own in folders.items() if model_path(own).exists()}
+
+
+def band_features(pixels: np.ndarray) -> np.ndarray:
+    """Means, then standard deviations, of the bands of each image: (images, 2 · bands) of (images, 64, 64, bands)."""
+    flat = pixels.reshape(len(pixels), -1, pixels.shape[-1]).astype(np.float32)
+    return np.concatenate([flat.mean(1), flat.std(1)], axis=1)
+
+
+def span(accuracy: float, images: int) -> str:
+    """Its 95 % interval in percent, Wilson's: "97.1 to 98.4"."""
+    return " to ".join(map(percent, accuracy_interval(accuracy, images)))
 
 
 def percent(value: float | None) -> str:

@@ -8,32 +8,31 @@ writes  outputs/<profile>/<task>/uncertainty/study.json
 
 import csv
 import io
-import itertools
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from dataset import CLASSES
-from engine.evaluation import Results, model_path, read_results_of_model
+from engine.evaluation import Results
 from engine.metrics import accuracy_interval, average_precisions, mcnemar, mean_interval, true_positive_rates
-from project import PROFILES, TASKS, config, run
-from studies.subject import percent, subjects
+from project import TASKS, config, run
+from studies.subject import percent, results_of_profiles, span, subjects
 
 
 def main(tasks: tuple[str, ...]) -> None:
-    rivals = all_results()
+    rivals = results_of_profiles(TASKS)
     for subject in subjects(tasks, "uncertainty"):
         results = subject.results
         logits, labels = results.logits, results.split.labels
         precisions = average_precisions(logits, labels)
         means = {
-            "mean TPR": (results.metrics["mean_tpr"], mean_interval(recalls, logits, labels, config.seed)),
+            "mean TPR": (results.metrics["mean_tpr"], mean_interval(true_positive_rates, logits, labels, config.seed)),
             "mAP": (np.nanmean(precisions), mean_interval(average_precisions, logits, labels, config.seed)),
         }
         accuracy = results.metrics["accuracy"]
         low, high = accuracy_interval(accuracy, len(labels))
-        rows = [["accuracy", "Wilson", str(len(labels)), percent(accuracy), f"{percent(low)} to {percent(high)}"]]
+        rows = [["accuracy", "Wilson", str(len(labels)), percent(accuracy), span(accuracy, len(labels))]]
         for name, (value, (lower, upper)) in means.items():
             rows.append([name, "bootstrap", str(len(labels)), percent(value), f"{percent(lower)} to {percent(upper)}"])
         widest = 0.0
@@ -42,8 +41,7 @@ def main(tasks: tuple[str, ...]) -> None:
                 tpr = results.metrics["tpr"][name]
                 lower, upper = accuracy_interval(tpr, images)
                 widest = max(widest, upper - lower)
-                row = [f"TPR {name}", "Wilson", str(images), percent(tpr), f"{percent(lower)} to {percent(upper)}"]
-                rows.append(row)
+                rows.append([f"TPR {name}", "Wilson", str(images), percent(tpr), span(tpr, images)])
         pairs = compared(subject.task, rivals)
         spread = spread_over_seeds(subject.folder.with_name("search") / "table.csv")
         finding = (
@@ -65,40 +63,16 @@ def main(tasks: tuple[str, ...]) -> None:
         subject.write(finding, [table for table in tables if table["rows"]], [], accuracy=[accuracy, low, high])
 
 
-def recalls(logits, labels: np.ndarray) -> np.ndarray:
-    return true_positive_rates(logits.argmax(1).numpy(), labels)
-
-
-def all_results() -> dict[tuple[str, str], Results]:
-    """{(profile, task): test results} of every final model below outputs/."""
-    folders = {(p, t): config.project_root / "outputs" / p / t for p in PROFILES for t in TASKS}
-    # One profile's results have nothing to do with the sample's.
-    chosen = {key for key in folders if (key[0] == "demo") == (config.profile == "demo")}
-    return {key: read_results_of_model(folders[key], key[1]) for key in chosen if model_path(folders[key]).exists()}
-
-
 def compared(task: str, rivals: dict[tuple[str, str], Results]) -> list[list[str]]:
     """A row for each pair of final models, one of them the subject, whose test lists share patches."""
-    rows = []
-    own = (config.profile, task)
-    for first, second in itertools.combinations(sorted(rivals, key=lambda key: key != own), 2):
-        if first != own:
-            continue
-        right = [
-            {p: bool(ok) for p, ok in zip(r.split.patches, hits(r), strict=True)}
-            for r in (rivals[first], rivals[second])
-        ]
+    rows, own = [], (config.profile, task)
+    for other in (key for key in rivals if key != own):
+        right = [dict(zip(r.split.patches, r.right, strict=True)) for r in (rivals[own], rivals[other])]
         if shared := sorted(set(right[0]) & set(right[1])):
             test = mcnemar(*(np.array([of[patch] for patch in shared]) for of in right))
-            names = [" ".join(key) for key in (first, second)]
-            rows.append(
-                [*names, *map(str, (len(shared), test["first_alone"], test["second_alone"])), f"{test['p_value']:.3g}"]
-            )
+            counts = map(str, (len(shared), test["first_alone"], test["second_alone"]))
+            rows.append([" ".join(own), " ".join(other), *counts, f"{test['p_value']:.3g}"])
     return rows
-
-
-def hits(results: Results) -> np.ndarray:
-    return results.logits.argmax(1).numpy() == results.split.labels
 
 
 def spread_over_seeds(path: Path) -> str:

@@ -18,7 +18,7 @@ from dataset import CLASSES, class_of, patch_of
 from engine import metrics, plots
 from engine.plots import source_of
 from engine.splits import overlapping_pairs
-from project import UserError
+from project import UserError, config
 from studies import (
     baselines,
     calibration,
@@ -30,7 +30,7 @@ from studies import (
     robustness,
     uncertainty,
 )
-from studies.subject import subjects
+from studies.subject import results_of_profiles, subjects
 
 BROWSER = [shutil.which(name) for name in ("chromium", "chromedriver")]
 
@@ -257,3 +257,12 @@ def test_export_answers_as_the_network_does_for_any_number_of_images(quick, caps
     assert "0 of 20 answers differ" in capsys.readouterr().out
     card = (folder(quick, "export", "ms") / "MODEL_CARD.md").read_text()
     assert f"{100 * subject.results.metrics['accuracy']:.1f} %" in card and subject.final.sha256 in card
+
+
+def test_models_are_compared_in_one_order_and_the_sample_with_none_but_itself(place, monkeypatch):
+    """They once came out of a set: in another order in every process."""
+    for profile in ("course", "full"):
+        shutil.copytree(place.root / "outputs/demo", place.root / "outputs" / profile, copy_function=os.link)
+    assert list(results_of_profiles(("rgb", "ms"))) == [("demo", "rgb"), ("demo", "ms")]
+    monkeypatch.setattr(config, "profile", "full")
+    assert list(results_of_profiles(("rgb",))) == [("full", "rgb"), ("course", "rgb")]
