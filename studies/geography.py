@@ -174,7 +174,6 @@ def draw_distance(subject: Subject, bins: list[tuple]) -> None:
 def draw_pairs(subject: Subject, pairs: list[tuple[str, str, str, str]]) -> list[str]:
     """two_labels.png: the test patch above, the other patch of the same ground below; in red an answer that is not its label."""
     path = subject.folder / "two_labels.png"
-    path.unlink(missing_ok=True)
     shown = sorted(pairs, key=lambda pair: pair[3] == "own")[:PAIRS_SHOWN]
     rows = []
     for start in range(0, len(shown), 8):
@@ -192,6 +191,7 @@ def draw_pairs(subject: Subject, pairs: list[tuple[str, str, str, str]]) -> list
         )
         rows.append(("", [(i, f"the other:\n{class_of(o)}", False) for i, (_, o, *_) in zip(lower, own, strict=True)]))
     if not rows:
+        path.unlink(missing_ok=True)  # of a former model
         return []
     title = (
         f"{config.profile}: {len(shown)} of {len(pairs)} test patches whose ground carries two labels, those answered otherwise "

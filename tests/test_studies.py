@@ -266,3 +266,15 @@ def test_models_are_compared_in_one_order_and_the_sample_with_none_but_itself(pl
     assert list(results_of_profiles(("rgb", "ms"))) == [("demo", "rgb"), ("demo", "ms")]
     monkeypatch.setattr(config, "profile", "full")
     assert list(results_of_profiles(("rgb",))) == [("full", "rgb"), ("course", "rgb")]
+
+
+def test_a_former_picture_stays_where_its_images_cannot_be_read(quick, tmp_path):
+    (subject,) = subjects(("rgb",), "geography")
+    path = folder(quick, "geography") / "two_labels.png"
+    path.parent.mkdir()
+    path.write_bytes(b"former")
+    config.dataset_root = tmp_path / "nowhere"
+    with pytest.raises(UserError):
+        geography.draw_pairs(subject, [("River/River_1", "Highway/Highway_1", "River", "own")])
+    assert path.read_bytes() == b"former"
+    assert geography.draw_pairs(subject, []) == [] and not path.exists()
