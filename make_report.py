@@ -42,6 +42,7 @@ STUDIES = {
     "uncertainty": "How sure are the figures?",
     "calibration": "What are the probabilities worth?",
     "baselines": "What do loaded weights and fine-tuning bring?",
+    "search": "What do resolution, time and averaged weights bring?",
     "six_bands": "Do three infrared bands help?",
     "geography": "Does near to the training patches mean right?",
     "robustness": "What does it take to make the network err?",
@@ -334,7 +335,7 @@ def read_metrics(folder: Path, task: str, missing: list[str]) -> dict | None:
     return {**own, **figures, **hashes}
 
 
-def figure(path: Path, source: str, missing: list[str]) -> str | None:
+def figure(path: Path, source: str | None, missing: list[str]) -> str | None:
     """The path of a figure as the layout names it, from the project root on, if it shows what has this hash."""
     if not path.exists():
         missing.append(shown(path))

@@ -22,8 +22,8 @@ plt.rcParams.update(
 )
 
 
-def save(figure: plt.Figure, path: Path, source: str) -> None:
-    """Write a figure; `source`, the hash of what it shows, goes into the PNG's text."""
+def save(figure: plt.Figure, path: Path, source: str | None) -> None:
+    """Write a figure; `source`, the hash of what it shows, goes into the PNG's text (None: of no one final model)."""
     with atomic_write(path) as partial:
         # Without the software's version in it, the same figure gives the same bytes.
         figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None, "Source": source})

@@ -175,6 +175,9 @@ def test_the_search_measures_each_run_once(place, monkeypatch):
     rows = list(csv.DictReader(io.StringIO(before.decode())))
     assert [int(row["seed"]) - config.seed for row in rows] == [0, 1]
     assert all(int(row["spare_images"]) > 0 and 0 <= float(row["spare"]) <= 1 for row in rows)
+    found = json.loads(table.with_name("study.json").read_text())
+    assert [line[0] for line in found["tables"][0]["rows"]] == [setting.name] * 2
+    assert table.with_name("frontier.png").read_bytes().startswith(b"\x89PNG")
     search.main(("rgb",))
     assert table.read_bytes() == before
 
