@@ -1,13 +1,16 @@
 """A few real images, and scripts run as a user runs them: `python file.py` in a process of its own."""
 
 import dataclasses
+import fcntl
 import hashlib
 import os
+import pickle
 import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # The tests share two cores between two workers; more threads each only wait for one another.
@@ -69,10 +72,36 @@ def tif(class_name: str, index: int = 0) -> str:
     return f"EuroSAT_MS/{class_name}/{NAMES[class_name][index]}.tif"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each worker starts with one half: while the first makes `trained` the second has tests that do without it."""
+    items.sort(key=lambda item: "trained" not in item.fixturenames)
+
+
 @pytest.fixture(scope="session")
-def sample(tmp_path_factory) -> Path:
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], object]:
+    """`once(name, make)`: what `make` of a folder with this name gave; made by the worker that comes first, for all."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def take(name: str, make: Callable[[Path], object]) -> object:
+        folder, made = common / name, common / f"{name}.pickle"
+        with (common / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                folder.mkdir()
+                made.write_bytes(pickle.dumps(make(folder)))
+        return pickle.loads(made.read_bytes())
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def sample(once) -> Path:
     """A data set root with ten real images per class in both sets, read-only; not to be changed."""
-    folder = tmp_path_factory.mktemp("sample")
+    return once("sample", copy_sample)
+
+
+def copy_sample(folder: Path) -> Path:
     for kind, suffix in (("EuroSAT_RGB", "jpg"), ("EuroSAT_MS", "tif")):
         for class_name, names in NAMES.items():
             (folder / kind / class_name).mkdir(parents=True)
@@ -224,9 +253,12 @@ def user(tmp_path, sample) -> User:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, sample) -> Path:
-    """A project root after the whole chain on the sample; not to be changed."""
-    root = tmp_path_factory.mktemp("trained") / "root"
+def trained(once, sample) -> User:
+    """Who has run the whole chain on the sample; not to be changed. `transcript`: {script: what it printed}."""
+    return once("trained", lambda folder: run_the_chain(folder / "root", sample))
+
+
+def run_the_chain(root: Path, sample: Path) -> User:
     someone = User(root, sample, PYTHONDONTWRITEBYTECODE="1")
     del someone.environment["MPLCONFIGDIR"]
     with (root / "site" / "sitecustomize.py").open("a") as site:

@@ -130,9 +130,10 @@ def test_save_keeps_the_former_reference(place):
     assert "\nREPRODUCED" in place.here.run("reproduce.py", "rgb")
 
 
-def test_a_model_of_other_lists_does_not_see_the_test_list(trained_copy):
-    trained_copy.run("split_data.py", "--overwrite", TEST_CONFIG="config.split_seed = 99")
-    assert "was trained with other lists" in trained_copy.refused("predict_test.py", "rgb")
+def test_a_model_of_other_lists_does_not_see_the_test_list(place):
+    config.split_seed = 99
+    place.here.run("split_data.py", "--overwrite")
+    assert "was trained with other lists" in place.here.refused("predict_test.py", "rgb")
 
 
 def test_ranking(trained):
@@ -193,14 +194,14 @@ def test_the_figure_with_one_view_is_beside_that_with_eight(trained, sample):
         assert json.loads((folder / "test_metrics.json").read_text())[name] == expected
 
 
-def test_report_names_what_is_missing_and_the_team(trained_copy):
-    (trained_copy.root / "outputs/demo/ms/ranking.png").unlink()
-    (trained_copy.root / "outputs/demo/rgb/test_metrics.json").unlink()
-    team = "config.team = [('Ada Lovelace', 3141592)]"
-    output = trained_copy.run("make_report.py", TEST_CONFIG=team)
+def test_report_names_what_is_missing_and_the_team(place):
+    (place.root / "outputs/demo/ms/ranking.png").unlink()
+    (place.root / "outputs/demo/rgb/test_metrics.json").unlink()
+    config.team = [("Ada Lovelace", 3141592)]
+    output = place.here.run("make_report.py")
     assert "missing: outputs/demo/ms/ranking.png" in output
     assert "missing: test results of the present outputs/demo/rgb/final_model.pt: there is no reference" in output
-    text = pypdf.PdfReader(trained_copy.root / "report/report-demo.pdf").pages[0].extract_text().replace("\n", " ")
+    text = text_of_report(place)
     assert "Missing here: test results of the present" in text and "Ada Lovelace (3141592)" in text
 
 

@@ -46,7 +46,8 @@ def test_average_precision_of_confident_logits_does_not_tie():
     assert metrics.average_precisions(logits, np.array([0, 1]))[0] == 1
 
 
-def test_intervals_hold_the_figure_narrow_with_more_images_and_repeat():
+def test_intervals_hold_the_figure_narrow_with_more_images_and_repeat(monkeypatch):
+    monkeypatch.setattr(metrics, "DRAWS", 200)
     widths = []
     for images in (100, 1600):
         logits, labels = cases(images)

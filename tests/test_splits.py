@@ -135,9 +135,9 @@ def test_course_lies_inside_full_and_has_each_class_s_share():
         assert counts == class_shares(size, complete_counts())
 
 
-def test_lists_name_the_canonical_place_from_the_root_on(user):
-    user.run("split_data.py")
-    lines = (user.root / "splits/demo/ms/train.csv").read_bytes().decode().split("\n")
+def test_lists_name_the_canonical_place_from_the_root_on(here):
+    here.run("split_data.py")
+    lines = (config.project_root / "splits/demo/ms/train.csv").read_bytes().decode().split("\n")
     assert lines[0] == "file,label,class_name" and lines[-1] == ""
     file, label, name = lines[1].split(",")
     assert file.startswith("EuroSAT_MS/AnnualCrop/AnnualCrop_") and (label, name) == ("0", "AnnualCrop")
@@ -254,21 +254,25 @@ def test_a_half_unpacked_copy_does_not_hide_the_data_set(tmp_path):
 # What split_data.py answers --------------------------------------------------------------------------------------
 
 
-def test_lists_that_would_be_others_are_kept(trained_copy, own_sample):
-    before = lists_below(trained_copy.root)
-    assert trained_copy.run("split_data.py").count("unchanged") == 2
+def test_lists_that_would_be_others_are_kept(place, own_sample, sample):
+    before, here = lists_below(place.root), place.here
+    assert here.run("split_data.py").count("unchanged") == 2
     (own_sample / jpeg("Forest")).unlink()
     (own_sample / jpeg("Forest").replace("RGB", "MS").replace("jpg", "tif")).unlink()
-    line = trained_copy.refused("split_data.py", EUROSAT_DATASET_ROOT=str(own_sample))
+    config.dataset_root = own_sample
+    line = here.refused("split_data.py")
     assert "1 of their images are not below" in line and "outputs/demo/rgb/final_model.pt" in line
-    line = trained_copy.refused("split_data.py", TEST_CONFIG="config.split_seed = 99")
+    config.dataset_root, config.split_seed = sample, 99
+    line = here.refused("split_data.py")
     assert "their seed is 20190702, SPLIT_SEED in config.py is 99" in line and "--overwrite" in line
-    path = trained_copy.root / "splits/demo/rgb/val.csv"
+    config.split_seed = SEED
+    path = place.root / "splits/demo/rgb/val.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    assert "they were changed after they were made" in trained_copy.refused("split_data.py")
+    assert "they were changed after they were made" in here.refused("split_data.py")
     path.write_bytes(before["splits/demo/rgb/val.csv"])
-    assert lists_below(trained_copy.root) == before
-    trained_copy.run("split_data.py", "--overwrite", TEST_CONFIG="config.split_seed = 99")
+    assert lists_below(place.root) == before
+    config.split_seed = 99
+    here.run("split_data.py", "--overwrite")
     kept = {path.name.split(".csv.")[0]: path.read_bytes() for path in (path.parent).glob("*.csv.*.backup")}
     assert kept == {part: before[f"splits/demo/rgb/{part}.csv"] for part in PARTS}
 

@@ -193,11 +193,11 @@ def test_spare_images_are_in_no_list_and_of_the_train_pool(trained, sample, monk
     assert spare.files and not held & set(spare.files) and {patch_of(file) for file in spare.files} <= pool
 
 
-def test_a_finished_setting_is_not_trained_again(trained_copy):
-    before = results(trained_copy.root)
-    output = trained_copy.run("train_rgb.py")
+def test_a_finished_setting_is_not_trained_again(place):
+    before = results(place.root)
+    output = place.here.run("train_rgb.py")
     assert "first: finished before" in output and "epoch 1/2" not in output
-    assert results(trained_copy.root) == before
+    assert results(place.root) == before
 
 
 def test_a_graph_that_was_lost_is_drawn_again(place):
@@ -209,7 +209,7 @@ def test_a_graph_that_was_lost_is_drawn_again(place):
 
 
 def test_twice_from_scratch_gives_the_same(trained, user):
-    user.run("split_data.py")
+    shutil.copytree(trained.root / "splits", user.root / "splits")
     user.run("train_rgb.py")
     assert results(user.root) == results(trained.root)
 
@@ -240,7 +240,7 @@ def test_a_model_keeps_its_versions_when_it_is_found_finished_by_another_torch(p
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_says_how_to_continue_and_ends_as_an_uninterrupted_one(trained, user, how):
-    user.run("split_data.py")
+    shutil.copytree(trained.root / "splits", user.root / "splits")
     process = user.start("train_rgb.py")
     history = user.root / "outputs/demo/rgb/first/history.csv"
     while not history.exists() and process.poll() is None:
