@@ -3,7 +3,7 @@
 Every figure and picture says which model or run it is of; what is of another, or is not there, is named as missing, in the
 report and here. Nothing is invented.
 
-reads   outputs/<profile>/, splits/<profile>/, config.py (the team), report/report.typ and appendix.typ (the layouts)
+reads   outputs/<profile>/ (for "course" those of "published" and "spatial", too), splits/<profile>/, config.py (the team), report/report.typ and appendix.typ (the layouts)
 writes  report/report.pdf; where studies left something of the present models, report/appendix.pdf. For another profile than
         "course": report-<profile>.pdf, appendix-<profile>.pdf
 """
@@ -21,7 +21,7 @@ from dataset import CLASSES, IMAGE_SETS
 from engine.evaluation import model_hash, model_path, read_model, read_results_of_model
 from engine.metrics import accuracy_interval
 from engine.plots import source_of
-from engine.splits import PUBLISHED_PROFILES, complete_patches, overlapping_pairs, read_splits, splits_hash
+from engine.splits import PUBLISHED_PROFILES, complete_patches, overlapping_pairs, read_record, read_splits, splits_hash
 from project import (
     TASKS,
     UserError,
@@ -147,11 +147,13 @@ def report_content(tasks: list[dict], missing: list[str]) -> dict:
         "seeds": ", ".join(sorted({str(task["seed"]) for task in tasks})),
         "notices": list(notices(tasks)),
         "missing": missing,
-        "team": team or "not filled in: set TEAM in config.py (names and matriculation numbers).",
+        "team": team
+        or f"not filled in: set TEAM in config.py (names and matriculation numbers). Until then the seed is {config.seed}.",
         "chain": [f"python {name}" for name in CHAIN],
         "summary": (
-            "Selected by val accuracy over all settings and epochs; the test list was looked at once per model, "
-            "afterwards. The interval is Wilson's, for the number of test images."
+            "Selected by val accuracy over all settings and epochs; the test list was looked at afterwards, once for each of these "
+            "models (of earlier ones: docs/results.md). The interval is Wilson's, for the number of test images. TPR: true "
+            "positive rate, the share of a class's images that are found."
         ),
         "ground": ground(),
         "limits": limits(tasks, missing),
@@ -164,7 +166,8 @@ def report_content(tasks: list[dict], missing: list[str]) -> dict:
             "scaled to [0, 1] and standardised per band with the training list's statistics. mild: flips. strong: flips "
             "and quarter turns, zoom, shift, a common gain and an offset per band. Evaluation has no augmentation. With eight "
             "views the pooled features are averaged over all flips and quarter turns of the image ahead of the linear layer; "
-            "val during training has one."
+            "val during training has one. Settings differ in more than their augmentation (config.py), so these tables compare "
+            "settings, not augmentations."
         ),
         "links": LINKS,
     }
@@ -218,6 +221,9 @@ def limits(tasks: list[dict], missing: list[str]) -> str:
         "One seed; the interval is that of the draw of test images, not of another training. About 1 % of EuroSAT's labels "
         "are thought to be wrong."
     )
+    fewer = [task["title"] for task in tasks if task["smaller"]]
+    if fewer:
+        text += f" {' and '.join(fewer)}: all images at hand, fewer than the course asks for."
     counts = {task["metrics"]["images"] for task in tasks if task["metrics"]}
     if len(counts) > 1:
         text += " The columns are of different images and cannot be compared."
@@ -229,8 +235,8 @@ def limits(tasks: list[dict], missing: list[str]) -> str:
     if compared:
         text += (
             " The same network trained and tested on the RGB splits that papers compare on (16,200 / 5,400 / 5,400, published: at "
-            f"random, spatial: from west to east): {', '.join(compared)}. Of a random split most test patches lie beside "
-            "training patches; the spatial one says what to expect elsewhere."
+            f"random, spatial: from west to east): {', '.join(compared)}. In the random one about half of the test patches "
+            "lie within 1 km of a training patch; the spatial one says what to expect elsewhere."
         )
     return text
 
@@ -245,12 +251,14 @@ def read_task(task: str, missing: list[str]) -> dict:
     selection = read_selection(task, model, missing)
     metrics = read_metrics(outputs_dir(task), task, missing)
     folder, of_logits = outputs_dir(task), metrics and metrics["logits_sha256"]
+    same_lists = has_its_lists(task, model, missing)
     curves = [figure(folder / row["setting"] / "val_curves.png", row["run"], missing) for row in selection]
     return {
         "title": IMAGE_SETS[task].name,
         "seed": model["seed"],
         "views": model["setting"].get("views", 1),
-        "text": model_text(task, model, selection, missing),
+        "smaller": same_lists and read_record(splits_dir(task))["smaller_than_asked_for"],
+        "text": model_text(model, selection),
         "selection": selection,
         "curves": [curve for curve in curves if curve],
         "metrics": metrics,
@@ -285,21 +293,29 @@ def read_selection(task: str, model: dict, missing: list[str]) -> list[dict]:
     return rows
 
 
-def model_text(task: str, model: dict, selection: list[dict], missing: list[str]) -> str:
-    """What was trained on, which setting won, and, where groups of bands competed on equal terms, why these bands."""
+def has_its_lists(task: str, model: dict, missing: list[str]) -> bool:
+    """Whether the lists in splits/ are those that the model was trained with."""
     try:
-        same_lists = splits_hash(read_splits(splits_dir(task), task)) == model["splits_sha256"]
+        same = splits_hash(read_splits(splits_dir(task), task)) == model["splits_sha256"]
     except UserError:
-        same_lists = False
-    if not same_lists:
+        same = False
+    if not same:
         missing.append(
             f"the lists that {shown(model_path(outputs_dir(task)))} was trained with (those in splits/ are others)"
         )
+    return same
+
+
+def model_text(model: dict, selection: list[dict]) -> str:
+    """What was trained on, which setting won, and, where groups of bands competed on equal terms, why these bands."""
     sizes = " / ".join(f"{count:,}" for count in model["images"].values())
     weights = model.get("initial_weights") or {"origin": "none (random)"}
+    kept = {"weight_averaging": 0.0, **model["setting"]}
+    averaged = f", weights averaged (decay {kept['weight_averaging']:g})" if kept["weight_averaging"] else ""
     text = (
-        f"Lists of {sizes} images (train / val / test). Kept: {model['setting']['name']}, epoch {model['epoch']}. Initial "
-        f"weights: {model['setting']['backbone']}, {weights['origin'].partition(':')[0]}."
+        f"Lists of {sizes} images (train / val / test). Kept: {kept['name']}, epoch {model['epoch']} of {kept['epochs']}; images at "
+        f"{kept['image_size']} px, batches of {kept['batch_size']}, learning rate {kept['learning_rate']:g}{averaged}. Initial "
+        f"weights: {kept['backbone']}, {weights['origin'].partition(':')[0]}."
     )
     for row in selection:
         for other in selection:

@@ -1,9 +1,10 @@
 """Task 1: write the train, val and test lists.
 
-Each class is split separately: its names are put in a seeded order once and cut 60 / 20 / 20 % into pools, and a
-profile's lists take the first of each class from these. Patches that show the ground of another part are left out. The
-same seed gives the same lists on every machine; the same piece of land is in the same part in both image sets and in
-every profile. (The cut itself is `make_pools` in engine/splits.py, which verify_splits.py makes again.)
+Each class is split separately: its names are put in a seeded order once and cut 60 / 20 / 20 % into pools, and the lists
+of `course` and `full` take the first of each class from these. Patches that show the ground of another part are left out.
+The same seed gives the same lists on every machine; the same piece of land is in the same part in both image sets and in
+both profiles. `published` and `spatial` are the lists that papers use, as they are. (The cut itself is `make_pools` in
+engine/splits.py, which verify_splits.py makes again.)
 
 reads   the names of the files below DATASET_ROOT (no image is opened, moved or changed)
 writes  splits/<profile>/<rgb|ms>/{train,val,test}.csv and split.json beside them

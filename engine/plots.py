@@ -133,22 +133,28 @@ def confusion_matrix(path: Path, confusion: list[list[int]], task: str, source: 
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     off_diagonal = counts - np.diag(np.diag(counts))
     true, predicted = np.unravel_index(off_diagonal.argmax(), counts.shape)
-    figure, axes = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
-    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)  # the root shows the few mistakes beside the many hits
+    # Half a page wide; of the shape of a setting's graph, beside which it may stand.
+    figure, axes = plt.subplots(figsize=(3.45, 2.45), layout="constrained")
+    # The root shows the few mistakes beside the many hits.
+    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(counts.shape):
         if counts[row, column]:
             colour = "white" if shares[row, column] > 0.4 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=5.5)
     axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(CLASSES)), CLASSES)
-    axes.set(xlabel="predicted", ylabel="true")
+    axes.tick_params(labelsize=5.5, length=1.5, width=0.4, pad=1.2)
+    axes.set_xlabel("predicted", fontsize=5.5, labelpad=1)
+    axes.set_ylabel("true", fontsize=5.5, labelpad=1)
     axes.spines[:].set_visible(False)
     accuracy = np.trace(counts) / counts.sum()
     mistakes = off_diagonal.sum()
-    most = f";\nmost often {CLASSES[true]} taken for {CLASSES[predicted]} ({off_diagonal.max()})" if mistakes else ""
+    most = f";\nmost often {CLASSES[true]} taken for {CLASSES[predicted]} ({off_diagonal.max()})"
+    if off_diagonal.max() < 2:
+        most = ";\neach of them once" if mistakes else ""
     axes.set_title(
         f"{IMAGE_SETS[task].name} test: {accuracy:.1%} of {counts.sum():,} images right, {mistakes} wrong{most}",
-        fontsize=8.5,
+        fontsize=6,
     )
     save(figure, path, source)
 

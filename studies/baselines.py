@@ -51,9 +51,9 @@ def main(tasks: tuple[str, ...]) -> None:
             accuracies[name] = metrics["accuracy"]
         forest, head, scratch, final = list(accuracies.values())[1:]
         finding = (
-            f"Fine-tuning takes the loaded weights from {percent(head)} % (a linear layer on the frozen backbone) to "
-            f"{percent(final)} %; from scratch the same network and setting reach {percent(scratch)} %, and a random forest on "
-            f"nothing but the bands' means and deviations {percent(forest)} %."
+            f"A linear layer on the frozen backbone reaches {percent(head)} %, the fine-tuned network {percent(final)} %; from "
+            f"scratch the same network and setting reach {percent(scratch)} %, and a random forest on nothing but the bands' "
+            f"means and deviations {percent(forest)} %."
         )
         header = ["model", "val accuracy (%)", "test accuracy (%), 95 % interval", "mean TPR (%)"]
         subject.write(finding, [{"caption": "The same lists", "header": header, "rows": rows}], [], accuracy=accuracies)

@@ -39,6 +39,7 @@ from engine.training import make_loader, make_optimizer, train_one_epoch
 from models import average_of, build_model, torchvision_models
 from project import CLASSES, cache_dir, config, outputs_dir, run, settings_of, shown, splits_dir, write_json
 from setting import Setting
+from studies.subject import RECIPE, summary
 
 # isort: split
 from torchvision import transforms  # after models.py, which sees to it that torchvision can be imported
@@ -190,13 +191,18 @@ def default_run() -> Iterator[dict]:
     }
     metrics = outputs_dir("rgb") / "test_metrics.json"
     how = {
+        "settings": summary(settings),
         "recipe_seconds": round(statistics.median(recipe)),
         "own_seconds": ", ".join(f"{name} {statistics.median(seconds):.0f}" for name, seconds in runs.items()),
         "own_test_accuracy": json.loads(metrics.read_text())["accuracy"] if metrics.exists() else None,
         "recipe_test_accuracy": "not trained here",
     }
-    name = f"recipe of the public solutions / default RGB run, {images:,} training images"
-    yield report(name, median_ratio(recipe, [sum(round_) for round_ in zip(*runs.values())]), 30, **how)
+    yield report(
+        f"{RECIPE}, {images:,} training images",
+        median_ratio(recipe, [sum(round_) for round_ in zip(*runs.values())]),
+        30,
+        **how,
+    )
 
 
 def prediction() -> Iterator[dict]:

@@ -61,7 +61,7 @@ def main(tasks: tuple[str, ...]) -> None:
             },
             {
                 "caption": "Average precision (%), and tail accuracy (%, of how many) of scaled predictions above a threshold",
-                "header": ["class", "AP", *(f"> {thresholds[step]:.3f}" for step in steps)],
+                "header": ["class (label; of tails: answer)", "AP", *(f"> {thresholds[step]:.3f}" for step in steps)],
                 "rows": [
                     [name, percent(precisions[k]), *(f"{percent(accuracy[s, k])} ({remain[s, k]})" for s in steps)]
                     for k, name in enumerate(CLASSES)
@@ -110,7 +110,9 @@ def draw_tail(
         upper.plot(thresholds, 100 * accuracy[:, index], color=COLOURS[index], linewidth=0.9, label=name)
     upper.plot(thresholds, 100 * mean, color="black", linewidth=1.8, label="mean of the classes")
     upper.set_ylabel("accuracy above (%)")
-    upper.legend(fontsize=5.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    upper.legend(
+        title="answered with", title_fontsize=6, fontsize=5.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
+    )
     lower.plot(thresholds, remain.sum(1), color="black")
     lower.set(ylabel="images above", xlabel="threshold of the scaled probability", ylim=(0, None))
     first, last = (percent(mean[step]) for step in (0, np.flatnonzero(~np.isnan(mean))[-1]))

@@ -203,7 +203,7 @@ def draw(subject: Subject, wrong: np.ndarray, errors: list[dict[str, str]]) -> l
 def leave(subject: Subject, errors: list[dict[str, str]], images: int, figures: list[str]) -> None:
     causes = Counter(row["cause"] for row in errors)
     judged = Counter(verdict for row in errors if (verdict := row["verdict"]))
-    rows = [[cause, str(causes[cause]), str(judged[cause])] for cause in CAUSES]
+    rows = [[cause, str(causes[cause]), str(judged[cause] if judged else "–")] for cause in CAUSES]
     rows += [[verdict, "–", str(count)] for verdict, count in sorted(judged.items()) if verdict not in CAUSES]
     confused = Counter((row["true_class"], row["predicted"]) for row in errors).most_common(5)
     finding = f"{len(errors)} errors on {images:,} test images."
@@ -212,8 +212,13 @@ def leave(subject: Subject, errors: list[dict[str, str]], images: int, figures: 
         nearer = sum(float(row["example_distance"]) < float(row["counterexample_distance"]) for row in errors)
         finding += (
             f" The commonest proposed cause is {most} ({count}); {nearer} lie nearer to a training image of their own class "
-            f"than to one of another ({percent(nearer / len(errors))} %). The commonest confusion: {confused[0][0][0]} taken for "
-            f"{confused[0][0][1]} ({confused[0][1]})."
+            f"than to one of another ({percent(nearer / len(errors))} %). "
+        )
+        (label, answer), times = confused[0]
+        finding += (
+            f"The commonest confusion: {label} taken for {answer} ({times})."
+            if times > 1
+            else "No confusion occurs twice."
         )
     tables = [
         {"caption": "Causes, by rule and by a person", "header": ["cause", "proposed", "verdict"], "rows": rows},

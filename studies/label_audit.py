@@ -50,10 +50,10 @@ def main(tasks: tuple[str, ...]) -> None:
         figures = draw(subject, suspects[:SHOWN], labels, proposed, quality) if len(suspects) else []
         both = int(wrong[suspects].sum())
         finding = (
-            f"{len(suspects)} of {len(files):,} test labels ({percent(len(suspects) / len(files))} %) are contradicted; they "
-            f"hold {both} of the final model's {wrong.sum()} errors"
+            f"Contradicted test labels: {len(suspects)} of {len(files):,} ({percent(len(suspects) / len(files))} %). Among them "
+            f"are {both} of the final model's {wrong.sum()} errors"
             + (f" ({percent(both / wrong.sum())} %). " if wrong.any() else ". ")
-            + "A suspect is no proof: of the pictures a person has to judge."
+            + "A suspect is no proof: a person has to judge the pictures."
         )
         own = [
             [name, str((labels[suspects] == k).sum()), str((wrong & (labels == k)).sum())]
@@ -82,7 +82,7 @@ def draw(subject, suspects: np.ndarray, labels: np.ndarray, proposed: np.ndarray
     images = [(image, text, False) for image, text in zip(subject.pictures(files), captions, strict=True)]
     rows = [("", images[start : start + COLUMNS]) for start in range(0, len(images), COLUMNS)]
     title = (
-        f"{subject.title}: the {len(images)} most contradicted of {len(labels):,} test labels.\n"
+        f"{subject.title}: of {len(labels):,} test labels the most contradicted ({len(images)}).\n"
         "Above each the label with its out-of-fold probability, then the class proposed"
     )
     contact_sheet(subject.folder / "suspects.png", rows, title, subject.final.sha256, width=6.6)

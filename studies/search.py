@@ -1,6 +1,6 @@
 """Settings compared on val and on spare images: those of the train pool that no list holds. The test pool stays closed.
 
-Run from the project root: python -m studies.search, with `rgb` or `ms` for one task. QUEUE below is trained from top to
+Run from the project root: python -m studies.search. QUEUE below (of six bands it is empty) is trained from top to
 bottom by the program's own loop; it stops anywhere and continues when started again, and a run that is there is not
 repeated. Where the train list takes the whole pool (six bands) there are no spare images.
 
@@ -33,7 +33,7 @@ from engine.weights import load_initial_weights, load_tensors
 from models import build_model
 from project import TASKS, cache_dir, config, outputs_dir, pretrained_dir, run, splits_dir, write_text
 from setting import Setting
-from studies.subject import percent, write_study
+from studies.subject import RECIPE, percent, summary, write_study
 
 SPARE = 2000  # images at most: ± 0.6 points by chance at 98 %
 HEADER = [
@@ -166,13 +166,16 @@ def conclude(task: str, folder: Path) -> None:
 def recipe_seconds(task: str, rows: list[dict[str, str]]) -> float | None:
     """What ten epochs of ResNet-18 at 224 pixels would take where the rows' seconds were measured.
 
-    By the ratio that studies.benchmark measured of them and the profile's settings; None where one of these is missing.
+    By the ratio that studies.benchmark measured of them and the profile's settings; None where it did not, or of others.
     """
     path = config.project_root / "outputs" / "benchmark.json"
     measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    ratios = [row["value"] for row in measured if row["name"].startswith("recipe of the public solutions")]
+    settings = config.settings[config.profile][task]
+    ratios = [
+        row["value"] for row in measured if row["name"].startswith(RECIPE) and row.get("settings") == summary(settings)
+    ]
     seconds = {row["run"]: float(row["seconds"]) for row in rows}
-    own = [seconds.get(setting.name) for setting in config.settings[config.profile][task]]
+    own = [seconds.get(setting.name) for setting in settings]
     return ratios[0] * sum(own) if ratios and None not in own else None
 
 

@@ -23,6 +23,10 @@ from engine.metrics import accuracy_interval
 from engine.runtime import choose_device
 from engine.splits import read_splits
 from project import PROFILES, cache_dir, config, outputs_dir, shown, splits_dir, write_json
+from setting import Setting
+
+# What studies.benchmark compares the default run with, and studies.search draws beside its runs.
+RECIPE = "recipe of the public solutions / default RGB run"
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,11 @@ def band_features(pixels: np.ndarray) -> np.ndarray:
     """Means, then standard deviations, of the bands of each image: (images, 2 · bands) of (images, 64, 64, bands)."""
     flat = pixels.reshape(len(pixels), -1, pixels.shape[-1]).astype(np.float32)
     return np.concatenate([flat.mean(1), flat.std(1)], axis=1)
+
+
+def summary(settings: list[Setting]) -> list[str]:
+    """What decides how long they train."""
+    return [f"{own.name}: {own.epochs} epochs, {own.backbone} at {own.image_size} px" for own in settings]
 
 
 def span(accuracy: float, images: int) -> str:
