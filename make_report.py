@@ -44,7 +44,7 @@ STUDIES = {
     "baselines": "What do loaded weights and fine-tuning bring?",
     "search": "What do resolution, time and averaged weights bring?",
     "six_bands": "Do three infrared bands help?",
-    "geography": "Does near to the training patches mean right?",
+    "geography": "Is the network better near its training patches?",
     "robustness": "What does it take to make the network err?",
     "label_audit": "Which labels may be wrong?",
     "explain_errors": "Why does the network err?",

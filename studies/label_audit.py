@@ -82,7 +82,7 @@ def draw(subject, suspects: np.ndarray, labels: np.ndarray, proposed: np.ndarray
     images = [(image, text, False) for image, text in zip(subject.pictures(files), captions, strict=True)]
     rows = [("", images[start : start + COLUMNS]) for start in range(0, len(images), COLUMNS)]
     title = (
-        f"{subject.title}: of {len(labels):,} test labels the most contradicted ({len(images)}).\n"
+        f"{subject.title}: the {len(images)} most contradicted of {len(labels):,} test labels.\n"
         "Above each the label with its out-of-fold probability, then the class proposed"
     )
     contact_sheet(subject.folder / "suspects.png", rows, title, subject.final.sha256, width=6.6)

@@ -38,29 +38,38 @@ def main(tasks: tuple[str, ...]) -> None:
     for subject in subjects(tasks, "robustness"):
         sample = Sample(subject)
         answers = dict(measurements(sample))
-        plain = answers["none", 0.0]
         rows = [[kind, f"{strength:g}", f"{accuracy:.4f}"] for (kind, strength), accuracy in answers.items()]
         write_text(subject.folder / "robustness.csv", list_text(["change", "strength", "accuracy"], rows))
         draw(subject, answers, len(sample.labels))
-        figures = ["robustness.png", *draw_attacked(sample)]
-        kinds = list(dict.fromkeys(kind for kind, _ in answers if kind != "none"))
-        table = []
-        for kind in kinds:
-            own = {strength: percent(value) for (k, strength), value in answers.items() if k == kind}
-            said = [f"{strength:g}: {value}" for strength, value in own.items()] if len(own) > 1 else own.values()
-            table.append([kind, ", ".join(said)])
-        weakest = ATTACKS[subject.task][1]
-        missing = {kind: value for (kind, _), value in answers.items() if kind.startswith("without ")}
-        needed = min(missing, key=missing.get).removeprefix("without ")
-        finding = (
-            f"{percent(plain)} % of {len(sample.labels)} test images are right as they are. An attack of at most {weakest:g} "
-            f"{unit_name(subject.task)} leaves {percent(answers['FGSM', weakest])} % in one step and "
-            f"{percent(answers['PGD', weakest])} % in {PGD_STEPS}; half a patch of cloud leaves "
-            f"{percent(answers['cloud over half', 0.5])} %. The band that is missed most is {needed}: {percent(min(missing.values()))} % "
-            "without it."
+        leave(subject, answers, len(sample.labels), ["robustness.png", *draw_attacked(sample)])
+
+
+def leave(subject: Subject, answers: dict[tuple[str, float], float], images: int, figures: list[str]) -> None:
+    plain, table = answers["none", 0.0], []
+    for kind in dict.fromkeys(kind for kind, _ in answers if kind != "none"):
+        own = {strength: percent(value) for (k, strength), value in answers.items() if k == kind}
+        said = [f"{strength:g}: {value}" for strength, value in own.items()] if len(own) > 1 else own.values()
+        table.append([kind, ", ".join(said)])
+    weakest = ATTACKS[subject.task][1]
+    lost = [
+        min(
+            (value, band)
+            for band in subject.final.bands
+            for (kind, _), value in answers.items()
+            if kind == how.format(band)
         )
-        tables = [{"caption": "Accuracy (%) by strength", "header": ["change", "strength: accuracy"], "rows": table}]
-        subject.write(finding, tables, figures, plain=plain)
+        for how in ("without {}", "{} of another image")
+    ]
+    by_mean, by_another = (f"{band} ({percent(value)} %)" for value, band in lost)
+    finding = (
+        f"{percent(plain)} % of {images} test images are right as they are. An attack of at most {weakest:g} "
+        f"{unit_name(subject.task)} leaves {percent(answers['FGSM', weakest])} % in one step and "
+        f"{percent(answers['PGD', weakest])} % in {PGD_STEPS}; half a patch of cloud leaves "
+        f"{percent(answers['cloud over half', 0.5])} %. Missed most: {by_mean} where a band is replaced by its mean, "
+        f"{by_another} where it is another image's."
+    )
+    tables = [{"caption": "Accuracy (%) by strength", "header": ["change", "strength: accuracy"], "rows": table}]
+    subject.write(finding, tables, figures, plain=plain)
 
 
 class Sample:
@@ -163,7 +172,7 @@ def compressed(pixels: torch.Tensor, quality: int) -> torch.Tensor:
 
 
 def unit_name(task: str) -> str:
-    return "pixel values" if task == "rgb" else "of reflectance"
+    return "of 255 pixel values" if task == "rgb" else "of reflectance"
 
 
 def draw(subject: Subject, answers: dict, images: int) -> None:
@@ -188,10 +197,10 @@ def draw(subject: Subject, answers: dict, images: int) -> None:
             axes.legend(frameon=False)
     bars = {k: 100 * v for (k, _), v in answers.items() if k.startswith(("without", "cloud")) or k.endswith("image")}
     axes = grid.flat[len(panels)]
-    axes.barh(range(len(bars)), bars.values(), color=COLOURS[7])
+    axes.barh(range(len(bars)), bars.values(), color="#CCCCCC")
     axes.set_yticks([])
     for row, (name, value) in enumerate(bars.items()):
-        axes.text(2, row, f"{name}: {value:.1f}", fontsize=4.6, va="center")
+        axes.text(1, row, f"{name}: {value:.1f}", fontsize=min(6, 72 / len(bars)), va="center")
     axes.set(xlabel="accuracy (%)", xlim=(0, 102), ylim=(len(bars) - 0.4, -0.6))
     for axes in grid.flat[len(panels) + 1 :]:
         axes.set_axis_off()
