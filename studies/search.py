@@ -82,8 +82,8 @@ def main(tasks: tuple[str, ...]) -> None:
                 train_setting(setting, model, train, val, splits_hash(lists), run_folder, processes)
                 if processes.rank == 0:
                     measure(setting, task, run_folder, spare, train)
-        if QUEUE[task]:
-            conclude(task, folder)
+            if processes.rank == 0 and QUEUE[task]:
+                conclude(task, folder)
 
 
 def spare_images(task: str, lists: dict[str, Split]) -> Split:
