@@ -30,7 +30,7 @@ from engine.runtime import seed_everything, training_session
 from engine.splits import as_split, complete_patches, list_text, make_pools, read_splits, splits_hash
 from engine.training import check_settings, train_setting
 from engine.weights import load_initial_weights, load_tensors
-from models import build_model
+from models import average_of, build_model
 from project import TASKS, cache_dir, config, outputs_dir, pretrained_dir, run, splits_dir, write_text
 from setting import Setting
 from studies.subject import RECIPE, percent, summary, write_study
@@ -45,7 +45,8 @@ HEADER = [
     "spare_images",
     "spare_one_view",
     "spare",
-    "spare_not_averaged",
+    "last_averaged",
+    "last_not_averaged",
     "views",
     "key",
 ]
@@ -101,15 +102,15 @@ def spare_images(task: str, lists: dict[str, Split]) -> Split:
 def measure(setting: Setting, task: str, folder: Path, spare: Split, train: EuroSATDataset) -> None:
     """Add a finished run's row to table.csv, if it is not there.
 
-    `spare` is of the best epoch, with all views, as `spare_one_view` with one. `spare_not_averaged` is of the last epoch's
-    own weights, with all views: training is the same with and without averaging.
+    On spare images: `spare_one_view` and, with all views, `spare` of the best epoch; `last_averaged` and `last_not_averaged`
+    of the last one, with one view: training is the same with and without averaging.
     """
     path, run = folder.parent / "table.csv", read_checkpoint(folder / "last.pt")
     rows = [list(row.values()) for row in read_table(path)] if path.exists() else []
     key = run_hash(run["identity"])
     if key in (row[-1] for row in rows):
         return
-    best, measured = best_epoch(run["history"]), ["", "", ""]
+    best, measured = best_epoch(run["history"]), ["", "", "", ""]
     if spare.files:
         data = EuroSATDataset(
             config.dataset_root, task, spare, setting.bands, train.statistics, cache=cache_dir(), device=train.device
@@ -117,7 +118,9 @@ def measure(setting: Setting, task: str, folder: Path, spare: Split, train: Euro
         kept = load_tensors(folder / "best.pt")["model"]
         measured[:2] = (accuracy(setting, kept, data, views) for views in (1, setting.views))
         if setting.weight_averaging:
-            measured[2] = accuracy(setting, run["model"], data, setting.views)
+            averaged = average_of(build_model(setting, weights=None), setting)
+            averaged.load_state_dict(run["averaged"])
+            measured[2:] = (accuracy(setting, own, data, 1) for own in (averaged.module.state_dict(), run["model"]))
         print(f"{setting.name}: val {best['val_accuracy']:.2%}, spare {measured[1]:.2%}")
     seconds = round(sum(row["seconds"] for row in run["history"]))
     row = [setting.name, run["identity"]["seed"], seconds, best["epoch"], best["val_accuracy"], len(spare.files)]
@@ -147,14 +150,27 @@ def conclude(task: str, folder: Path) -> None:
         f"On {images:,} images that no list holds, {percent(float(fastest['spare']))} % after {fastest['seconds']} s of "
         f"training ({fastest['run']}) and {percent(float(best['spare']))} % after {best['seconds']} s ({best['run']})."
     )
-    gains = [float(row["spare"]) - float(row["spare_not_averaged"]) for row in rows if row["spare_not_averaged"]]
-    if gains:
-        finding += f" Averaging the weights brings {100 * np.mean(gains):+.2f} points (mean of {len(gains)} runs)."
+    for what, after, before in (
+        ("All views instead of one bring", "spare", "spare_one_view"),
+        ("Averaging the weights brings, after the last epoch and with one view,", "last_averaged", "last_not_averaged"),
+    ):
+        gains = [float(row[after]) - float(row[before]) for row in rows if row[after]]
+        if gains:
+            finding += f" {what} {100 * np.mean(gains):+.2f} points (mean of {len(gains)} runs)."
     frontier(folder / "frontier.png", rows, images, recipe_seconds(task, rows))
-    shares = ("val_accuracy", "spare_one_view", "spare", "spare_not_averaged")
+    shares = ("val_accuracy", "spare_one_view", "spare", "last_averaged", "last_not_averaged")
     table = {
-        "caption": "Accuracy (%) of each run",
-        "header": ["setting", "seed", "seconds", "val", "spare, one view", "spare, all views", "not averaged"],
+        "caption": f"Accuracy (%) of each run on val and on {images:,} spare images; last: epoch, one view",
+        "header": [
+            "setting",
+            "seed",
+            "seconds",
+            "val",
+            "one view",
+            "all views",
+            "last, averaged",
+            "last, not averaged",
+        ],
         "rows": [
             [row["run"], row["seed"], row["seconds"], *(percent(float(row[key] or "nan")) for key in shares)]
             for row in rows
