@@ -20,6 +20,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from dataset import EuroSATDataset, Split, find_images, patch_of
 from engine.checkpoint import best_epoch, read_checkpoint, run_hash
@@ -213,8 +214,11 @@ def frontier(path: Path, rows: list[dict[str, str]], images: int, recipe: float 
     seconds, accuracy = np.array(sorted(tuple(np.mean(points, axis=0)) for points in runs.values())).T
     axes.plot(seconds, 100 * accuracy, color="#CCCCCC", linewidth=1, zorder=0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="seconds of training", ylabel=f"accuracy (%) on {images:,} spare images")
-    axes.legend(frameon=False, fontsize=7, loc="upper left")
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_title("What the seconds of training buy; bars: 95 % intervals", fontsize=8)
     save(figure, path, None)
 
