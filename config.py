@@ -42,8 +42,8 @@ NEAR_AND_SHORT_WAVE_INFRARED = ("B08", "B11", "B12")
 RED_EDGE = ("B05", "B06", "B07")
 _INFRARED = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)
 
-# What resolution, averaged weights and eight views bring: docs/results.md. A fifth of the time at image_size=64 and
-# batch_size=64, for about half a point less.
+# What resolution, averaged weights and eight views bring: docs/results.md. A fifth of the time at image_size=64,
+# batch_size=64 and 10 epochs, for half a point less at most.
 _RGB = [
     Setting("mild", "mild", epochs=6, image_size=128, weight_averaging=0.99, views=8),
     Setting("strong", "strong", epochs=16, image_size=128, weight_averaging=0.99, views=8),
