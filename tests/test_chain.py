@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -170,6 +171,15 @@ def test_report(trained):
     ):
         assert needed in text, needed
     assert "Missing here" not in text
+
+
+def test_the_same_results_give_the_same_report_byte_by_byte(place):
+    path = place.root / "report/report-demo.pdf"
+    place.here.run("make_report.py")
+    before = path.read_bytes()
+    time.sleep(1.1)  # a date in it would have changed
+    place.here.run("make_report.py")
+    assert path.read_bytes() == before
 
 
 def test_the_report_of_course_names_the_figures_on_the_splits_that_papers_compare_on(place):
