@@ -3,7 +3,8 @@
 Every figure and picture says which model or run it is of; what is of another, or is not there, is named as missing, in the
 report and here. Nothing is invented.
 
-reads   outputs/<profile>/ (for "course" those of "published" and "spatial", too), splits/<profile>/, config.py (the team), report/report.typ and appendix.typ (the layouts)
+reads   outputs/<profile>/ (for "course" those of "published" and "spatial", too), splits/<profile>/, config.py (the team),
+        report/report.typ and appendix.typ (the layouts)
 writes  report/report.pdf; where studies left something of the present models, report/appendix.pdf. For another profile than
         "course": report-<profile>.pdf, appendix-<profile>.pdf
 """

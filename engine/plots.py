@@ -149,9 +149,9 @@ def confusion_matrix(path: Path, confusion: list[list[int]], task: str, source: 
     axes.spines[:].set_visible(False)
     accuracy = np.trace(counts) / counts.sum()
     mistakes = off_diagonal.sum()
-    most = f";\nmost often {CLASSES[true]} taken for {CLASSES[predicted]} ({off_diagonal.max()})"
-    if off_diagonal.max() < 2:
-        most = ";\neach of them once" if mistakes else ""
+    times = off_diagonal.max()
+    most = f";\nmost often {CLASSES[true]} taken for {CLASSES[predicted]} ({times})" if times > 1 else ""
+    most = ";\neach of them once" if times == 1 else most
     axes.set_title(
         f"{IMAGE_SETS[task].name} test: {accuracy:.1%} of {counts.sum():,} images right, {mistakes} wrong{most}",
         fontsize=6,

@@ -51,15 +51,10 @@ def leave(subject: Subject, answers: dict[tuple[str, float], float], images: int
         said = [f"{strength:g}: {value}" for strength, value in own.items()] if len(own) > 1 else own.values()
         table.append([kind, ", ".join(said)])
     weakest = ATTACKS[subject.task][1]
-    lost = [
-        min(
-            (value, band)
-            for band in subject.final.bands
-            for (kind, _), value in answers.items()
-            if kind == how.format(band)
-        )
+    lost = (
+        min((answers[how.format(band), 1], band) for band in subject.final.bands)
         for how in ("without {}", "{} of another image")
-    ]
+    )
     by_mean, by_another = (f"{band} ({percent(value)} %)" for value, band in lost)
     finding = (
         f"{percent(plain)} % of {images} test images are right as they are. An attack of at most {weakest:g} "
