@@ -1,8 +1,8 @@
-"""From pixels to network input, a whole batch at a time on its device: scale, augment, standardise.
+"""From pixels to network input, a whole batch at a time, on its device: scale, augment, standardise.
 
-A patch seen from above has no up and no left, so flips and quarter turns are as real as the original. The photometric
-change acts on reflectances, where it has a meaning: a common gain (sun and haze) and a small offset per band
-(atmosphere).
+A patch seen from above has no top and no left side, so flips and quarter turns are as real as the original. The
+photometric change acts on reflectances, where it has a physical meaning: a common gain (sun and haze) and a small offset
+per band (atmosphere).
 """
 
 import math
@@ -22,7 +22,7 @@ OFFSET = 0.05  # standard deviations of each band, plus or minus, at most
 def random_numbers(seed: int, epoch: int, images: int) -> np.ndarray:
     """Draw the random numbers of an epoch: (images, RANDOM_NUMBERS) float32 in [0, 1).
 
-    Row i belongs to image i of the list whatever the order of batches, the number of workers or of processes.
+    Row i belongs to image i of the list, whatever the order of the batches and the number of workers or processes.
     """
     return np.random.default_rng((seed, epoch, 0)).random((images, RANDOM_NUMBERS), np.float32)
 
@@ -31,7 +31,7 @@ def band_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each band over all images and pixels, with values scaled to [0, 1].
 
     Args:
-        pixels: (images, 64, 64, bands) uint8 or uint16, of the training list alone.
+        pixels: (images, 64, 64, bands) uint8 or uint16, of the training list only.
 
     Returns:
         Two float32 arrays of shape (bands,).
@@ -45,14 +45,14 @@ def band_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count = pixels.size / bands
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    # A band that never changes says nothing: it stays zero instead of becoming not-a-number.
+    # A constant band has no information: it becomes zero instead of not-a-number.
     return (mean / scale).astype(np.float32), np.where(std > 0, std / scale, 1).astype(np.float32)
 
 
 def preprocess(
     pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, augmentation: str, random: torch.Tensor
 ) -> torch.Tensor:
-    """Turn pixels as they lie in a file into what a network sees.
+    """Turn pixels as a file holds them into network input.
 
     Args:
         pixels: (batch, height, width, bands) uint8 or uint16.
@@ -83,8 +83,8 @@ def mild(images: torch.Tensor, random: torch.Tensor, std: torch.Tensor) -> torch
 def strong(images: torch.Tensor, random: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """One of the eight flips and quarter turns, a modest zoom and shift, a common gain and an offset per band.
 
-    Sampling between pixels blurs, and evaluation sees sharp images: so half of the images are neither zoomed nor shifted
-    and keep their pixels to rounding.
+    Sampling between pixels blurs, but evaluation sees sharp images. So half of the images are neither zoomed nor shifted
+    and keep their pixels, apart from rounding.
     """
     sign_x, sign_y = (torch.where(random[:, column] < 0.5, -1.0, 1.0) for column in (0, 1))
     transpose, moved = random[:, 2] < 0.5, random[:, 3] < 0.5

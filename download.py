@@ -1,22 +1,24 @@
-"""Fetch what is missing: both EuroSAT archives (94 MB and 2 GB) and the initial weights that the settings name.
+"""Download what is missing: both EuroSAT archives (94 MB and 2 GB) and the initial weights that the settings name.
 
-With `rgb`, `ms` or `weights` only that. Safe to run again: what is there is left alone, a download that broke off starts
-anew, checksums are verified. Needs a network, and 5.5 GB of disk for all.
+With `rgb`, `ms` or `weights` only that. It is safe to run again: complete files are kept, an interrupted download starts
+again, checksums are verified. Needs a network, and 5.5 GB of disk space for everything.
 
-writes  data/ below the project root, the default DATASET_ROOT: the archives and what they hold; pretrained/
+writes  data/ below the project root (the default DATASET_ROOT): the archives and their content; pretrained/
 """
 
 import shutil
 import socket
-from pathlib import Path
 
-from dataset import IMAGE_SETS, find_images
+from base.command_line import run
+from base.errors import UserError, reason
+from base.project import TASKS, Task, config, display_path, pretrained_dir
+
+from dataset import find_images
 from engine.weights import RGB_MODEL, TIMEOUT, fetch_weights, weights_file
 from models import torchvision_downloads
-from project import TASKS, UserError, config, pretrained_dir, run, shown
 
 IMAGES = 27_000
-# URL, MD5 as torchvision and torchgeo state it, bytes needed for the archive and what it unpacks to.
+# URL, MD5 as torchvision and torchgeo state it, bytes needed for the archive and its content.
 ARCHIVES = {
     "rgb": (
         "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
@@ -31,81 +33,61 @@ ARCHIVES = {
 }
 
 
-def main(wanted: tuple[str, ...]) -> None:
-    for task in TASKS:
-        if task in wanted:
+def main(wanted: list[Task | None]) -> None:
+    for task in wanted:
+        if task is None:
+            fetch_all_weights()
+        else:
             fetch_images(task)
-    if "weights" in wanted:
-        fetch_all_weights()
-    print("next: python split_data.py" if set(wanted) & set(TASKS) else "next: python train_rgb.py")
+    print("next: python train_rgb.py" if wanted == [None] else "next: python split_data.py")
 
 
-def fetch_images(task: str) -> None:
-    """Download and unpack one archive into data/, unless all its images are below DATASET_ROOT.
-
-    Raises:
-        UserError: no network, too little disk, a damaged download, or an archive with other images.
-    """
-    name = IMAGE_SETS[task].name
+def fetch_images(task: Task) -> None:
+    """Download and unpack one archive into data/, unless all its images are below DATASET_ROOT."""
     if config.dataset_root.is_dir() and len(find_images(config.dataset_root, task) or ()) == IMAGES:
-        print(f"{name}: {IMAGES:,} images are below {config.dataset_root} already")
+        print(f"{task.title}: {IMAGES:,} images are already below {config.dataset_root}")
         return
     folder = config.project_root / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    url, md5, size = ARCHIVES[task]
+    url, md5, size = ARCHIVES[task.name]
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise UserError(f"{folder} has {free / 1e9:.1f} GB free; {name} needs {size / 1e9:.1f} GB: free some")
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free; {task.title} needs {size / 1e9:.1f} GB: free some space"
+        )
     archive = folder / url.rpartition("/")[2]
-    _download(url, archive, md5)
-    print(f"unpacking {shown(archive)}")
+    socket.setdefaulttimeout(TIMEOUT)
     try:
+        if not (archive.exists() and torchvision_downloads.check_md5(archive, md5)):
+            partial = archive.with_name(f"{archive.name}.partial")
+            partial.unlink(missing_ok=True)
+            torchvision_downloads.download_url(url, folder, filename=partial.name, md5=md5)
+            partial.replace(archive)
+        print(f"unpacking {display_path(archive)}")
         torchvision_downloads.extract_archive(archive, folder)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{shown(archive)} cannot be unpacked ({error}); delete it and run this again") from error
+    except Exception as error:
+        raise UserError(
+            f"{url} cannot be downloaded or unpacked ({reason(error)}); check network and disk and run this again, or download "
+            f"it elsewhere, check its MD5 {md5} and put it at {archive}"
+        ) from error
     count = len(find_images(folder, task) or ())
     if count != IMAGES:
         raise UserError(
-            f"{shown(archive)} unpacked to {count:,} images instead of {IMAGES:,}; delete it and run this again"
+            f"{display_path(archive)} has {count:,} images instead of {IMAGES:,}; delete it and run this again"
         )
-    print(f"{name}: wrote {IMAGES:,} images below {shown(folder)}")
+    print(f"{task.title}: wrote {IMAGES:,} images below {display_path(folder)}")
     if config.dataset_root != folder:
-        print(f"note: DATASET_ROOT is {config.dataset_root}; set it to {folder} to use what was unpacked")
-
-
-def _download(url: str, archive: Path, md5: str) -> None:
-    """Fetch an archive under another name first: what lies under its own name is whole."""
-    if archive.exists() and torchvision_downloads.check_md5(archive, md5):
-        return
-    partial = archive.with_name(f"{archive.name}.partial")
-    partial.unlink(missing_ok=True)
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        torchvision_downloads.download_url(url, archive.parent, filename=partial.name, md5=md5)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{url} cannot be fetched ({' '.join(str(error).split())}); check network and disk and run this again, or fetch "
-            f"it elsewhere, check its MD5 {md5} and put it at {archive}"
-        ) from error
-    partial.replace(archive)
+        print(f"note: DATASET_ROOT is {config.dataset_root}; set it to {folder} to use these images")
 
 
 def fetch_all_weights() -> None:
-    """The initial weights of all settings of all profiles.
-
-    Raises:
-        UserError: they cannot be had, or are damaged.
-    """
-    settings = [setting for tasks in config.settings.values() for own in tasks.values() for setting in own]
+    """The initial weights of all settings of all profiles."""
+    settings = [setting for tasks in config.settings.values() for task in tasks.values() for setting in task]
     for backbone, weights in dict.fromkeys((setting.backbone, setting.weights) for setting in settings):
-        if weights in (None, RGB_MODEL):
-            continue
-        file = weights_file(backbone, weights)
-        there = file.path(pretrained_dir()).exists()
-        print(
-            f"{backbone}: {shown(fetch_weights(file, pretrained_dir()))} {'is there already' if there else f'from {file.origin}'}"
-        )
+        if weights not in (None, RGB_MODEL):
+            path = fetch_weights(weights_file(backbone, weights), pretrained_dir())
+            print(f"{backbone}: {display_path(path)} is complete")
 
 
 if __name__ == "__main__":
-    run(main, __doc__, choices=(*TASKS, "weights"))
+    run(main, __doc__, choices={**TASKS, "weights": None})

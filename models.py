@@ -1,34 +1,34 @@
 """The networks: torchvision backbones with loaded weights, cut after the pooling, then exactly one linear layer.
 
-Six bands are two groups of three, so that each group fits weights made for three channels:
+Six bands are two groups of three bands, so that each group fits weights made for three channels:
 
     none       one group, one backbone
-    concat     late fusion: the groups' pooled features side by side
-    add        late fusion: their sum
-    early      the first K convolutions once per group, their outputs averaged; then one backbone
-    attention  concat, after each group's feature map has looked at the other's, phased in from zero
+    concat     late fusion: the pooled features of both groups are concatenated
+    add        late fusion: they are added
+    early      each group has its own first K convolutions, whose outputs are averaged; then one backbone
+    attention  concat, after each group's feature map has attended to the other's, phased in from zero
 
 A network takes standardised images (batch, bands, 64, 64), resizes them to its setting's size and returns logits
-(batch, 10). This is the only file that imports torchvision: others take it from here.
+(batch, 10). Only this file imports torchvision; others import it from here.
 """
 
 import copy
 import warnings
 
+from base.errors import UserError
+from base.project import CLASSES
+from base.setting import Setting
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from project import CLASSES, UserError
-from setting import Setting
 
 try:
     import torchvision.models as torchvision_models
 except RuntimeError:
-    # A CUDA build of torchvision beside a CPU build of torch: its compiled operators cannot load, and importing it fails
-    # because these two are not declared; no network here calls them. Declared first, where they do load, they would end
-    # the process.
+    # A CUDA build of torchvision beside a CPU build of torch: its compiled operators cannot load, and the import fails
+    # because these two are not declared. No network here calls them. Declaring them first would end the process wherever
+    # the operators do load.
     _operators = torch.library.Library("torchvision", "DEF")
     _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -36,37 +36,12 @@ except RuntimeError:
 from torchvision.datasets import utils as torchvision_downloads  # noqa: F401  (for download.py)
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-FUSIONS = ("none", "concat", "add", "early", "attention")
 
-
-def known_backbones() -> list[str]:
+def all_backbones() -> list[str]:
     return torchvision_models.list_models(module=torchvision_models)
 
 
-# One backbone ----------------------------------------------------------------------------------------------------
-
-
-def _keeps_size(convolution: nn.Conv2d) -> bool:
-    same = all(2 * pad + 1 == kernel for pad, kernel in zip(convolution.padding, convolution.kernel_size, strict=True))
-    return same and convolution.stride == convolution.dilation == (1, 1)
-
-
-class DepthwiseConvolution(nn.Conv2d):
-    """A depthwise convolution that pads maps smaller than its kernel in training; the result is the same.
-
-    On processors with AVX2 oneDNN takes a slow way to the weights' gradient there, three times a step in a MobileNetV2 at
-    64 pixels: a step takes 6 to 17 % longer without this. With AVX-512 it does not, and the padding costs 6 to 9 %.
-    """
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (height, width), (rows, columns) = images.shape[2:], self.kernel_size
-        if not self.training or (height >= rows and width >= columns):
-            return super().forward(images)
-        padded = F.pad(images, (0, max(0, columns - width), 0, max(0, rows - height)))
-        return super().forward(padded)[..., :height, :width]
-
-
-POOLINGS = ("avgpool", "adaptive_avg_pool2d", "mean")  # what torchvision's networks call their global pooling
+POOLINGS = ("avgpool", "adaptive_avg_pool2d", "mean")  # torchvision's names of the global pooling
 
 
 def torchvision_name(name: str) -> str:
@@ -81,18 +56,16 @@ class Backbone(nn.Module):
 
     Attributes:
         features: (batch, 3, height, width) to {"map": (batch, channels, rows, columns)}, under torchvision's names.
-        norm: what the network's classifier does to the pooled features ahead of its first linear layer, if it
-            normalises them (ConvNeXt); else the identity.
-        channels: length of the pooled features.
+        norm: the normalisation of the pooled features before the classifier's linear layer (ConvNeXt), or the identity.
+        channels: number of pooled features.
 
-    Raises:
-        UserError: an unknown network, or one without a global pooling (a vision transformer).
+    A UserError says that the network is unknown, or has no global pooling (a vision transformer).
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        if name not in known_backbones():
-            raise UserError(f"unknown backbone {name!r}; known: {', '.join(known_backbones())}")
+        if name not in all_backbones():
+            raise UserError(f"unknown backbone {name!r}; known: {', '.join(all_backbones())}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of slow random initialisation; of nodes that differ in training
             network = torchvision_models.get_model(name, weights=None)
@@ -104,9 +77,6 @@ class Backbone(nn.Module):
                     "efficientnet_b0 or convnext_tiny"
                 )
             self.features = create_feature_extractor(network, {nodes[poolings[-1] - 1]: "map"})
-        for module in self.features.modules():
-            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and _keeps_size(module):
-                module.__class__ = DepthwiseConvolution  # the same parameters under the same names
         self.norm = nn.Sequential()
         for part, module in getattr(network, "classifier", nn.Sequential()).named_children():
             if not isinstance(module, nn.LayerNorm):  # includes torchvision's LayerNorm2d
@@ -116,18 +86,14 @@ class Backbone(nn.Module):
             self.channels = copy.deepcopy(self).eval()(torch.zeros(1, 3, 96, 96)).shape[1]
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
-        """Load weights under torchvision's names; those of the classifier are left out.
-
-        Raises:
-            ValueError: a tensor is missing or has another shape.
-        """
-        own = {}
+        """Load weights under torchvision's names, without those of the classifier; ValueError if they do not fit."""
+        state = {}
         for name, tensor in self.state_dict().items():
-            theirs = torchvision_name(name)
-            if theirs not in weights or weights[theirs].shape != tensor.shape:
-                raise ValueError(f"{theirs} is missing or has another shape")
-            own[name] = weights[theirs]
-        self.load_state_dict(own)
+            source = torchvision_name(name)
+            if source not in weights or weights[source].shape != tensor.shape:
+                raise ValueError(f"{source} is missing or has another shape")
+            state[name] = weights[source]
+        self.load_state_dict(state)
 
     def feature_map(self, images: torch.Tensor) -> torch.Tensor:
         """(batch, 3, height, width) to (batch, channels, rows, columns)."""
@@ -141,19 +107,16 @@ class Backbone(nn.Module):
         return self.pooled(self.feature_map(images))
 
 
-# Networks --------------------------------------------------------------------------------------------------------
-
-
 def orientation(images: torch.Tensor, number: int) -> torch.Tensor:
-    """One of the eight flips and quarter turns of square images (batch, bands, size, size); 0: as they are."""
+    """One of the eight flips and quarter turns of square images (batch, bands, size, size). Number 0 changes nothing."""
     images = images.transpose(2, 3) if number & 4 else images
     return images.flip([axis for axis, bit in ((2, 2), (3, 1)) if number & bit])
 
 
 class Network(nn.Module):
-    """Resize, features by subclass, one linear layer.
+    """Resize, compute features, apply one linear layer.
 
-    `features` turns (batch, bands, size, size) into (batch, channels).
+    A subclass defines `features`, from (batch, bands, size, size) to (batch, channels).
     """
 
     def __init__(self, image_size: int, channels: int) -> None:
@@ -162,9 +125,9 @@ class Network(nn.Module):
         self.linear = nn.Linear(channels, len(CLASSES))
 
     def embed(self, images: torch.Tensor, views: int = 1) -> torch.Tensor:
-        """What the linear layer sees, (batch, channels): the mean of the pooled features over so many orientations.
+        """The input of the linear layer, (batch, channels): the mean of the pooled features over the views.
 
-        Of eight, it is the same however the image is turned, and so are the logits.
+        With eight views it does not depend on how the image is turned, and neither do the logits.
         """
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
@@ -192,8 +155,8 @@ class SingleNetwork(Network):
 class LateFusion(Network):
     """Two groups of three bands, fused after the pooling.
 
-    A shared backbone sees both groups in one batch. Called once per group, it would standardise each by its own batch
-    statistics in training and by running statistics that mix both, and so fit neither, in evaluation.
+    A shared backbone sees both groups in one batch. Called once per group, batch norm would use the statistics of one
+    group in training, and running statistics that mix both groups, and so fit neither, in evaluation.
 
     Args:
         backbones: one, to be shared, or one for each group.
@@ -223,11 +186,11 @@ class LateFusion(Network):
 class AttentionFusion(LateFusion):
     """Late fusion by concatenation, after each group's feature map has attended to the other's.
 
-    The result of the attention is scaled by a learned gate that starts at zero: training starts as plain late fusion.
-    Scaled dot-product attention as in Vaswani et al., Attention Is All You Need, 2017, with one head.
+    A learned gate that starts at zero scales the attention's output, so training starts as plain late fusion.
+    Scaled dot-product attention with one head (Vaswani et al., Attention Is All You Need, 2017).
     """
 
-    WIDTH = 128  # of queries, keys and values: an eighth of the features or less, so the loaded weights keep the say
+    WIDTH = 128  # of queries, keys and values: small beside the features, so that the loaded weights dominate
 
     def __init__(self, backbones: list[Backbone], image_size: int) -> None:
         super().__init__(backbones, image_size, "concat")
@@ -242,18 +205,17 @@ class AttentionFusion(LateFusion):
         return first + self.gate * self.attend(first, second), second + self.gate * self.attend(second, first)
 
     def attend(self, to_update: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """What each position of one map finds in the other: (batch, channels, rows, columns)."""
-        own, theirs = (
-            self.norm(map_.flatten(2).transpose(1, 2)) for map_ in (to_update, other)
-        )  # (batch, positions, channels)
-        found = F.scaled_dot_product_attention(self.query(own), self.key(theirs), self.value(theirs))
-        return self.out(found).transpose(1, 2).reshape(to_update.shape)
+        """The other map as seen from each position of `to_update`: (batch, channels, rows, columns)."""
+        # (batch, positions, channels)
+        queries, context = (self.norm(map_.flatten(2).transpose(1, 2)) for map_ in (to_update, other))
+        attended = F.scaled_dot_product_attention(self.query(queries), self.key(context), self.value(context))
+        return self.out(attended).transpose(1, 2).reshape(to_update.shape)
 
 
 class TwinConvolution(nn.Module):
-    """A convolution for each of two groups that come one after the other along the batch.
+    """One convolution per group; the two groups are concatenated along the batch.
 
-    The last twin in a network ends the separation: it returns the groups' outputs added with weight 0.5.
+    The last twin in a network ends the separation: it returns the sum of both outputs, each with weight 0.5.
     """
 
     def __init__(self, convolution: nn.Conv2d, last: bool) -> None:
@@ -270,48 +232,29 @@ class TwinConvolution(nn.Module):
 class EarlyFusion(SingleNetwork):
     """Two groups of three bands, fused before the non-linearity of the K-th convolution.
 
-    The first K convolutions are there twice, both with the loaded weights. Given the same three bands twice, the
-    network equals its three-band original.
-
-    Raises:
-        UserError: the K-th convolution lies on a branch, so the groups cannot meet there.
+    The first K convolutions exist twice, both with the loaded weights. Given the same three bands twice, the network
+    equals its three-band original. The K-th convolution must not lie on a residual branch.
     """
 
     def __init__(self, backbone: Backbone, image_size: int, convolutions: int) -> None:
         super().__init__(backbone, image_size)
         names = [name for name, module in backbone.features.named_modules() if isinstance(module, nn.Conv2d)]
-        for name in names[:convolutions]:
-            twin = TwinConvolution(backbone.features.get_submodule(name), last=name == names[convolutions - 1])
+        names = names[:convolutions]
+        for name in names:
+            twin = TwinConvolution(backbone.features.get_submodule(name), last=name == names[-1])
             backbone.features.set_submodule(name, twin)
-        try:
-            with torch.no_grad():
-                images = torch.zeros(2, 6, image_size, image_size)
-                whole = len(copy.deepcopy(self).eval().features(images)) == len(images)
-        except RuntimeError:
-            whole = False
-        if not whole:
-            raise UserError(
-                f"early fusion after convolution {convolutions} would cut a residual branch of the backbone; "
-                "set a smaller early_convolutions in config.py (1 always works)"
-            )
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.backbone(torch.cat([images[:, :3], images[:, 3:]]))
-
-
-def average_of(model: nn.Module, setting: Setting) -> AveragedModel:
-    """The exponential average of a model's weights and batch-norm statistics, to be updated at each step."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(setting.weight_averaging), use_buffers=True)
 
 
 def build_model(setting: Setting, weights: dict[str, torch.Tensor] | None) -> Network:
     """The network of a setting.
 
     Args:
-        weights: the backbones' initial weights under torchvision's names; None: random ones, or to be loaded over.
+        weights: the backbones' initial weights under torchvision's names; None: random weights.
 
-    Raises:
-        UserError: an unknown backbone, one that cannot be cut or fused so, or weights of another one.
+    A UserError says that the backbone is unknown, cannot be cut or fused like this, or that its weights are others.
     """
     backbone = Backbone(setting.backbone)
     if weights is not None:
@@ -319,11 +262,24 @@ def build_model(setting: Setting, weights: dict[str, torch.Tensor] | None) -> Ne
             backbone.load(weights)
         except (ValueError, AttributeError) as error:
             raise UserError(f"the initial weights are not those of {setting.backbone}: {error}") from error
+    size = setting.image_size
     if setting.fusion == "none":
-        return SingleNetwork(backbone, setting.image_size)
-    if setting.fusion == "early":
-        return EarlyFusion(backbone, setting.image_size, setting.early_convolutions)
-    if setting.fusion == "attention":
-        return AttentionFusion([backbone], setting.image_size)
-    backbones = [backbone, copy.deepcopy(backbone)] if setting.separate_backbones else [backbone]
-    return LateFusion(backbones, setting.image_size, setting.fusion)
+        network = SingleNetwork(backbone, size)
+    elif setting.fusion == "early":
+        network = EarlyFusion(backbone, size, setting.early_convolutions)
+    elif setting.fusion == "attention":
+        network = AttentionFusion([backbone], size)
+    else:
+        backbones = [backbone, copy.deepcopy(backbone)] if setting.separate_backbones else [backbone]
+        network = LateFusion(backbones, size, setting.fusion)
+    try:
+        with torch.no_grad():
+            works = network.eval()(torch.zeros(2, len(setting.bands), size, size)).shape == (2, len(CLASSES))
+    except RuntimeError:
+        works = False
+    if not works:
+        raise UserError(
+            f"{setting.backbone} does not work at {size} pixels with fusion {setting.fusion!r}; set a larger image_size, or "
+            "a smaller early_convolutions (1 works with every network) in config.py"
+        )
+    return network.train()

@@ -1,30 +1,33 @@
 """Tasks 2 and 3: the final model's logits, accuracy and TPR per class on the test list.
 
-This is where the test list is looked at, once per final model. Without an argument both tasks, where a model is there.
+Only this script looks at the test list, once per final model. Without an argument it does both tasks, if their models exist.
 
 reads   outputs/<profile>/<task>/final_model.pt, splits/<profile>/<task>/test.csv, the images
-writes  beside the model: test_logits.pt, (images, 10) float32; test_files.csv, its line i for row i;
+writes  beside the model: test_logits.pt, (images, 10) float32; test_files.csv, whose line i names the image of row i;
         test_metrics.json and confusion_matrix.png
 """
 
-from dataset import CLASSES, IMAGE_SETS
-from engine.evaluation import predict_test, save_results, with_model
+from base.command_line import run
+from base.project import TASKS, Task, config, display_path
+
+from engine.final_model import tasks_with_model
+from engine.results import predict_test, save_results
 from engine.splits import read_splits
-from project import TASKS, config, outputs_dir, run, shown, splits_dir
 
 
-def main(tasks: tuple[str, ...]) -> None:
-    for task, folder in with_model({task: outputs_dir(task) for task in tasks}).items():
-        prediction = predict_test(config.dataset_root, folder, task, read_splits(splits_dir(task), task))
-        metrics = save_results(folder, task, prediction)
+def main(tasks: list[Task]) -> None:
+    for task in tasks_with_model(tasks):
+        prediction = predict_test(config.dataset_root, task, read_splits(task.splits, task))
+        metrics = save_results(task, prediction)
         print(
-            f"{IMAGE_SETS[task].name}: test accuracy {metrics['accuracy']:.2%}, mean TPR {metrics['mean_tpr']:.2%} "
+            f"{task.title}: test accuracy {metrics['accuracy']:.2%}, mean TPR {metrics['mean_tpr']:.2%} "
             f"on {len(prediction.split.files):,} images"
         )
-        for name in CLASSES:
-            tpr = metrics["tpr"][name]
+        for name, tpr in metrics["tpr"].items():
             print(f"  TPR {name:<22}{'no image' if tpr is None else f'{tpr:7.2%}'}")
-        print(f"wrote {shown(folder)}/test_logits.pt, test_files.csv, test_metrics.json, confusion_matrix.png")
+        print(
+            f"wrote {display_path(task.outputs)}/test_logits.pt, test_files.csv, test_metrics.json, confusion_matrix.png"
+        )
     print("next: python reproduce.py, python rank_images.py")
 
 

@@ -1,49 +1,43 @@
-"""Task 2: fine-tune on RGB with every setting in SETTINGS of config.py and keep the best model by val.
+"""Task 2: fine-tune on RGB with every setting in SETTINGS of config.py, and keep the best model by val.
 
-All layers of a network with loaded weights are trained. After each epoch accuracy and TPR per class on val are
-written, at a setting's end they are drawn. A run that was interrupted continues when started again; a finished setting is not trained again.
+All layers of a network with loaded weights are trained. Accuracy and TPR per class on val are written after each epoch and
+drawn at a setting's end. A run that was interrupted continues when it is started again; a finished setting is not repeated.
 
-reads   splits/<profile>/rgb/, the images, pretrained/ (fetched where they are not there)
-writes  outputs/<profile>/rgb/<setting>/, final_model.pt and selection.csv beside these; cache/
+reads   splits/<profile>/rgb/, the images, pretrained/ (initial weights, downloaded if they are missing)
+writes  outputs/<profile>/rgb/<setting>/, and final_model.pt and selection.csv beside these folders
 
 Several GPUs: torchrun --nproc-per-node 4 train_rgb.py
 """
 
+import functools
+
+from base.command_line import run
+from base.project import RGB, config, pretrained_dir
+
 from dataset import EuroSATDataset
-from engine.evaluation import select_final_model
-from engine.runtime import seed_everything, training_session
+from engine.final_model import select_final_model
+from engine.runtime import is_main_process, seed_everything, training_session
 from engine.splits import read_splits, splits_hash
 from engine.training import check_settings, train_setting
 from engine.weights import load_initial_weights
 from models import build_model
-from project import cache_dir, config, outputs_dir, pretrained_dir, run, settings_of, splits_dir
 
 
 def main() -> None:
-    settings = settings_of("rgb")
-    check_settings("rgb", settings)
-    with training_session(outputs_dir("rgb")) as processes:
-        lists = read_splits(splits_dir("rgb"), "rgb")
-        common = {"seed": config.seed, "cache": cache_dir(), "device": processes.device}
+    settings = check_settings(RGB)
+    with training_session(RGB.outputs) as device:
+        lists = read_splits(RGB.splits, RGB)
+        images = functools.partial(EuroSATDataset, config.dataset_root, RGB, device=device, seed=config.seed)
+        train = images(lists["train"])
+        val = images(lists["val"], statistics=train.statistics)
         for setting in settings:
-            with processes.first_process_first():  # it decodes the images, the others find them in the cache
-                train = EuroSATDataset(
-                    config.dataset_root,
-                    "rgb",
-                    lists["train"],
-                    setting.bands,
-                    augmentation=setting.augmentation,
-                    **common,
-                )
-                val = EuroSATDataset(
-                    config.dataset_root, "rgb", lists["val"], setting.bands, train.statistics, **common
-                )
+            train.augmentation = setting.augmentation
             weights = load_initial_weights(setting, pretrained_dir())
             seed_everything(config.seed)  # the first team member's matriculation number
             model = build_model(setting, weights)
-            train_setting(setting, model, train, val, splits_hash(lists), outputs_dir("rgb") / setting.name, processes)
-        if processes.rank == 0:
-            select_final_model("rgb", settings, lists, outputs_dir("rgb"), pretrained_dir())
+            train_setting(setting, model, train, val, splits_hash(lists), RGB.outputs / setting.name)
+        if is_main_process():
+            select_final_model(RGB, settings, lists, pretrained_dir())
 
 
 if __name__ == "__main__":

@@ -1,42 +1,38 @@
-"""What makes a run continue: last.pt after every epoch, and the identity that says whose folder it is.
+"""What makes a run continue: last.pt, written after every epoch, and the identity that says which run a folder holds.
 
-Random numbers are functions of (seed, epoch, image) and the learning rate of the step, so last.pt is all there is to know.
-A setting's folder belongs to one identity (setting, seed, lists, pixels, initial weights): what another one left there is
-put aside, not mixed in.
+Random numbers are functions of (seed, epoch, image) and the learning rate is one of the step, so last.pt is all the state
+there is. It also holds the best epoch's weights, from which the final model is chosen. A setting's folder belongs to one
+run: what another run left there is moved aside.
 """
 
 import json
+import time
 from pathlib import Path
 
+from base.files import load_tensors, reading, save_tensors, sha256
+from base.project import CLASSES, display_path
+from base.setting import Setting
+
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from dataset import CLASSES, EuroSATDataset
-from engine.runtime import Processes
-from engine.weights import load_tensors, save_tensors
-from project import UserError, sha256, shown
-from setting import Setting
+from dataset import EuroSATDataset
+from engine.runtime import announce, is_main_process, wait_for_all
 
-TPR, AVERAGE_PRECISION = ([f"val_{kind}_{name}" for name in CLASSES] for kind in ("tpr", "ap"))
+BY_CLASS = [f"val_{kind}_{name}" for kind in ("tpr", "ap") for name in CLASSES]  # None for a class without images
 HISTORY_HEADER = [
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mean_tpr"),
-    *TPR,
-    *("val_map", *AVERAGE_PRECISION),  # what it ranks, whatever it answers
+    *(*BY_CLASS[:10], "val_map", *BY_CLASS[10:]),
     *("learning_rate", "seconds"),
 ]
 
 
-# Identity --------------------------------------------------------------------------------------------------------
-
-
-def identify(
+def run_identity(
     setting: Setting, lists_sha256: str, train: EuroSATDataset, val: EuroSATDataset, model: nn.Module
 ) -> dict[str, object]:
-    """What decides where a training leads: setting, seed, lists, pixels, initial weights; not the machine, nor the code."""
+    """What decides the outcome of a training: setting, seed, lists, pixels, initial weights; not the machine or the code."""
     return {
-        "task": train.task,
+        "task": train.task.name,
         "seed": train.seed,
         **setting.values(),
         "splits_sha256": lists_sha256,
@@ -47,119 +43,68 @@ def identify(
 
 
 def run_hash(identity: dict) -> str:
-    """Tells runs apart in what is left of them: the curves, selection.csv, the final model."""
+    """Identifies a run in its curves, in selection.csv and in the final model."""
     return sha256(json.dumps(identity, sort_keys=True).encode())[:16]
 
 
-def archive_stale_run(folder: Path, identity: dict, processes: Processes) -> None:
-    """Put the folder aside, under another name, if what lies in it is of another identity."""
-    former = _identity_of(folder)
-    aside = folder.with_name(f"{folder.name}-before-{run_hash(former or {})[:8]}")
-    while aside.exists():
-        aside = aside.with_name(aside.name + "-again")
-    if processes.size > 1:
-        dist.barrier()  # everyone has read before the first one moves anything
-    if former is None or former == identity:
+def archive_other_run(folder: Path, identity: dict) -> None:
+    """Move the folder aside if it holds a checkpoint of another run."""
+    former = read_checkpoint(folder)["identity"] if (folder / "last.pt").exists() else identity
+    wait_for_all()  # every process has read it before the first one moves it
+    if former == identity:
         return
-    changed = [key for key in identity if former.get(key) != identity[key]]
-    processes.announce(f"{folder.name}: {', '.join(changed)} changed; what was trained before is now in {shown(aside)}")
-    if processes.rank == 0:
+    aside = folder.with_name(f"{folder.name}-before-{run_hash(former)[:8]}-{int(time.time())}")
+    changed = ", ".join(key for key in {**former, **identity} if former.get(key) != identity.get(key))
+    announce(f"{folder.name}: {changed} changed; what was trained before is now in {display_path(aside)}")
+    if is_main_process():
         folder.rename(aside)
-    if processes.size > 1:
-        dist.barrier()
-
-
-def _identity_of(folder: Path) -> dict | None:
-    """Whose folder it is; None where nothing was trained."""
-    if (folder / "last.pt").exists():
-        former = load_tensors(folder / "last.pt").get("identity")
-    elif (folder / "setting.json").exists():
-        try:
-            former = json.loads((folder / "setting.json").read_text())["identity"]
-        except (ValueError, KeyError, TypeError):
-            former = {}
-    else:
-        return None
-    return former if isinstance(former, dict) else {}
-
-
-# Checkpoints -----------------------------------------------------------------------------------------------------
+    wait_for_all()
 
 
 def best_epoch(history: list[dict]) -> dict:
-    """The row with the highest val accuracy, then the highest mean TPR; the first of equals."""
+    """The row with the highest val accuracy, then the highest mean TPR; the first of equal rows."""
     return max(history, key=lambda row: (row["val_accuracy"], row["val_mean_tpr"]))
 
 
-def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    averaged: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    history: list[dict],
-    about: dict,
-) -> None:
-    """Write last.pt, and best.pt where the last epoch is the best.
+def save_checkpoint(folder: Path, content: dict) -> None:
+    """Write last.pt; the keys are those of `read_checkpoint`."""
+    save_tensors(folder / "last.pt", {**content, "sha256": _content_hash(content)})
 
-    Args:
-        averaged: of the model; what was evaluated.
-        history: a row for each epoch that is done, keys as in HISTORY_HEADER.
-        about: identity, versions, mean and std.
+
+def _content_hash(content: dict) -> str:
+    """Ties identity, history and weights together: of one run, and not edited."""
+    states = (tensor.cpu().numpy().tobytes() for key in ("best", "model") for tensor in content[key].values())
+    return sha256(json.dumps([content["identity"], content["history"]]).encode(), *states)
+
+
+def read_checkpoint(folder: Path) -> dict:
+    """The content of last.pt.
+
+    Returns:
+        identity; environments, one for each kind of machine that trained; mean and std, (bands,); history, a row per epoch;
+        best, the weights of the best epoch; model and optimizer, their states. A UserError says that it is damaged.
     """
-    if best_epoch(history) is history[-1]:
-        # Before last.pt: whoever is killed between the two repeats this epoch and writes the same again.
-        save_tensors(folder / "best.pt", {"epoch": len(history), "model": averaged.module.state_dict()})
-    states = {"model": model, "averaged": averaged, "optimizer": optimizer}
-    content = {**about, "history": history, **{name: state.state_dict() for name, state in states.items()}}
-    save_tensors(folder / "last.pt", content)
-
-
-def load_checkpoint(
-    path: Path, model: nn.Module, averaged: AveragedModel, optimizer: torch.optim.Optimizer
-) -> list[dict]:
-    """Put model, average and optimizer where last.pt left them; return the history: its length is the number of epochs done.
-
-    Raises:
-        UserError: it holds something else than a checkpoint of this model.
-    """
-    content = read_checkpoint(path)
-    try:
-        model.load_state_dict(content["model"])
-        averaged.load_state_dict(content["averaged"])
-        optimizer.load_state_dict(content["optimizer"])
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # whatever torch makes of it
-        raise _no_checkpoint(path, error) from error
-    return content["history"]
-
-
-def read_checkpoint(path: Path) -> dict:
-    """The content of last.pt, its history checked.
-
-    Raises:
-        UserError: the file is missing or damaged, or no checkpoint.
-    """
-    content = load_tensors(path)
-    try:
-        history = content["history"]
-        may_be_none = {*TPR, *AVERAGE_PRECISION}  # of a class without an image
-        numbers = [v for row in history for key, v in row.items() if v is not None or key not in may_be_none]
-        if (
-            not all(list(row) == HISTORY_HEADER for row in history)
-            or not all(type(number) in (int, float) for number in numbers)
-            or not history
-            or [row["epoch"] for row in history] != list(range(1, len(history) + 1))
-            or not all(isinstance(content[key], dict) for key in ("identity", "versions"))
-            or not all(isinstance(content[key], torch.Tensor) for key in ("mean", "std"))
-        ):
-            raise ValueError("its parts disagree")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _no_checkpoint(path, error) from error
+    path, remedy = folder / "last.pt", f"bring it back, or delete it to train {folder.name} again"
+    content = load_tensors(path, remedy)
+    with reading(path, remedy):
+        for epoch, row in enumerate(content["history"], start=1):
+            if list(row) != HISTORY_HEADER or row["epoch"] != epoch:
+                raise ValueError(f"epoch {epoch} of its history is damaged")
+        if content["sha256"] != _content_hash(content):
+            raise ValueError("its parts are of different runs")
     return content
 
 
-def _no_checkpoint(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(
-        f"{shown(path)} is no checkpoint of this model ({reason}); bring it back, or delete it to train "
-        f"{path.parent.name} afresh"
-    )
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[dict], dict, list]:
+    """Restore model and optimizer from last.pt, if it exists.
+
+    Returns the history, whose length is the number of epochs done; the best epoch's weights; the environments so far.
+    """
+    if not (folder / "last.pt").exists():
+        return [], {}, []
+    content = read_checkpoint(folder)
+    with reading(folder / "last.pt", f"bring it back, or delete it to train {folder.name} again"):
+        model.load_state_dict(content["best"])
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+    return content["history"], content["best"], content["environments"]

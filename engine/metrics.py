@@ -1,45 +1,42 @@
-"""Every figure about predictions: from logits and labels, or from who was right. Knows neither files nor networks.
+"""Every figure of a prediction, from logits and labels. Knows neither files nor networks.
 
-Logits are (images, 10) float32 on the CPU, labels (images,) indices into CLASSES; all fractions are in [0, 1].
+Logits are (images, 10) float32 on the CPU, labels are (images,) indices into CLASSES; all fractions are in [0, 1]. The few
+lines of numpy here take the place of scikit-learn, whose import takes longer than a test list; tests compare the two.
 """
 
-from collections.abc import Callable
+import math
+
+from base.project import CLASSES
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, recall_score
-
-from project import CLASSES
-
-EVERY_CLASS = np.arange(len(CLASSES))
-DRAWS = 1000  # of the bootstrap
 
 
 def compute_metrics(logits: torch.Tensor, labels: np.ndarray) -> dict:
-    """What is said of every prediction.
+    """The metrics of a prediction.
 
     Returns:
-        loss (mean cross-entropy), accuracy, tpr ({class: true-positive rate, i.e. recall}; None for a class without
-        an image), mean_tpr (over the classes that have one), confusion (rows true, columns predicted).
+        loss (mean cross-entropy), accuracy, tpr ({class: true positive rate, also called recall}; None for a class without
+        images), mean_tpr (over the classes that have images), confusion (rows true, columns predicted).
     """
-    predicted = logits.argmax(1).numpy()
+    confusion = np.zeros((len(CLASSES), len(CLASSES)), int)
+    np.add.at(confusion, (labels, logits.argmax(1).numpy()), 1)
     tpr = true_positive_rates(logits, labels)
     return {
         "loss": F.cross_entropy(logits, torch.from_numpy(labels)).item(),
-        "accuracy": float(accuracy_score(labels, predicted)),
+        "accuracy": float(np.trace(confusion) / len(labels)),
         "mean_tpr": float(np.nanmean(tpr)),
         "tpr": by_class(tpr),
-        "confusion": confusion_matrix(labels, predicted, labels=EVERY_CLASS).tolist(),
+        "confusion": confusion.tolist(),
     }
 
 
 def true_positive_rates(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
-    """(10,) float64; nan for a class without an image."""
-    return recall_score(labels, logits.argmax(1).numpy(), labels=EVERY_CLASS, average=None, zero_division=np.nan)
+    """(10,) float64; nan for a class without images."""
+    images = np.bincount(labels, minlength=len(CLASSES))
+    found = np.bincount(labels[logits.argmax(1).numpy() == labels], minlength=len(CLASSES))
+    return np.divide(found, images, out=np.full(len(CLASSES), np.nan), where=images > 0)
 
 
 def by_class(values: np.ndarray) -> dict[str, float | None]:
@@ -48,118 +45,26 @@ def by_class(values: np.ndarray) -> dict[str, float | None]:
 
 
 def average_precisions(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
-    """Average precision of each class, all images ranked by its probability: (10,), nan for a class without an image.
+    """Average precision (AP) of each class over all images, ranked by its probability: (10,), nan without images.
 
-    The precisions at each recall that is reached, weighted by the step in recall, without interpolation (scikit-learn's
-    `average_precision_score`). In log space and float64: many probabilities round to 1 in float32 and would tie.
+    The sum over the distinct thresholds of precision times the increase in recall, without interpolation. Probabilities
+    are compared as logarithms in float64, because in float32 many round to 1 and would tie.
     """
-    # A training that has come to grief has logits that are no numbers; it is stopped for its loss, not here.
-    scores = np.nan_to_num(log_softmax(logits.numpy().astype(np.float64), axis=1))
-    values = [
-        average_precision_score(labels == index, scores[:, index]) if (labels == index).any() else np.nan
-        for index in EVERY_CLASS
-    ]
-    return np.array(values)
-
-
-# How sure is a figure? -------------------------------------------------------------------------------------------
+    # A diverged run produces NaN logits. It is stopped because of its loss, not here.
+    scores = np.nan_to_num(F.log_softmax(logits.double(), dim=1).numpy())
+    values = np.full(len(CLASSES), np.nan)
+    for index in np.unique(labels):
+        order = np.argsort(-scores[:, index], kind="stable")
+        ranked, hits = scores[order, index], np.cumsum(labels[order] == index)
+        ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # the last image of each threshold
+        increase = np.diff(hits[ends] / hits[-1], prepend=0)
+        values[index] = np.sum(hits[ends] / (ends + 1) * increase)
+    return values
 
 
 def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
-    """95 % interval of an accuracy on so many images (Wilson, Journal of the American Statistical Association, 1927)."""
-    interval = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mean_interval(statistic: Callable, logits: torch.Tensor, labels: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % interval of a mean over classes: the percentiles of DRAWS bootstrap draws of the images (Efron, 1979).
-
-    Args:
-        statistic: `true_positive_rates` or `average_precisions`; nan is left out.
-    """
-
-    def mean(indices: np.ndarray) -> float:
-        return float(np.nanmean(statistic(logits[torch.from_numpy(indices)], labels[indices])))
-
-    draws = bootstrap(
-        (np.arange(len(labels)),),
-        mean,
-        n_resamples=DRAWS,
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(draws.confidence_interval.low), float(draws.confidence_interval.high)
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """McNemar's test, exact: are two models' errors on the same images as many? (McNemar, Psychometrika, 1947.)
-
-    Args:
-        first, second: (images,) bool, whether each model is right.
-
-    Returns:
-        how many images each alone has right, and the two-sided p-value under the binomial distribution of these.
-    """
-    alone = int((first & ~second).sum()), int((second & ~first).sum())
-    p_value = binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1.0
-    return {"first_alone": alone[0], "second_alone": alone[1], "p_value": float(p_value)}
-
-
-# How much are probabilities worth? -------------------------------------------------------------------------------
-
-
-def reliability(logits: torch.Tensor, labels: np.ndarray, bins: int = 15) -> dict[str, np.ndarray]:
-    """Images by their confidence, the largest probability, in equal bins of (0, 1].
-
-    Returns:
-        images, and mean confidence and accuracy (nan in an empty bin), each (bins,).
-    """
-    probabilities = softmax(logits.numpy().astype(np.float64), axis=1)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    own = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    images = np.bincount(own, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        sums = {"confidence": np.bincount(own, confidence, bins), "accuracy": np.bincount(own, right, bins)}
-        return {"images": images, **{name: total / images for name, total in sums.items()}}
-
-
-def calibration_error(logits: torch.Tensor, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error: |accuracy - confidence| of the bins, weighted by their images (Guo et al., ICML 2017)."""
-    rows = reliability(logits, labels, bins)
-    return float(np.nansum(rows["images"] * np.abs(rows["accuracy"] - rows["confidence"])) / len(labels))
-
-
-def temperature(logits: torch.Tensor, labels: np.ndarray) -> float:
-    """What logits are to be divided by for the smallest cross-entropy on these images (Guo et al., ICML 2017)."""
-    values, rows = logits.numpy().astype(np.float64), np.arange(len(labels))
-
-    def loss(log_temperature: float) -> float:
-        return -log_softmax(values / np.exp(log_temperature), axis=1)[rows, labels].mean()
-
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
-
-
-def tail_accuracy(
-    logits: torch.Tensor, labels: np.ndarray, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Accuracy of the predictions of each class whose probability exceeds a threshold.
-
-    Args:
-        thresholds: (thresholds,), of the largest probability.
-
-    Returns:
-        accuracy (thresholds, 10), nan where no prediction of the class is above (such a class is to be left out of a
-        mean, not counted as 0); how many predictions are above, (thresholds, 10); the mean over the classes that have
-        one, (thresholds,), nan where none has.
-    """
-    probabilities = softmax(logits.numpy().astype(np.float64), axis=1)
-    confidence, predicted = probabilities.max(1), probabilities.argmax(1)
-    above = confidence[None] > thresholds[:, None]  # (thresholds, images)
-    of_class = predicted[:, None] == EVERY_CLASS  # (images, 10)
-    remain = above.astype(int) @ of_class.astype(int)
-    right = above.astype(int) @ (of_class & (predicted == labels)[:, None]).astype(int)
-    accuracy = np.divide(right, remain, out=np.full(right.shape, np.nan), where=remain > 0)
-    classes = (remain > 0).sum(1)
-    mean = np.divide(np.nansum(accuracy, 1), classes, out=np.full(len(thresholds), np.nan), where=classes > 0)
-    return accuracy, remain, mean
+    """95 % interval of an accuracy measured on this many images (Wilson, J. Am. Statistical Association, 1927)."""
+    z = 1.959963984540054  # the 97.5th percentile of the normal distribution
+    centre = (accuracy + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
+    return max(0.0, centre - half), min(1.0, centre + half)

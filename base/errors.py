@@ -1,0 +1,55 @@
+"""A user's mistake ends in one line on stderr: the error that carries it, and the only place that prints it."""
+
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+
+class UserError(Exception):
+    """A mistake of the user's. The message says what is wrong, where, and what to do. Everything else is a bug."""
+
+
+def reason(error: BaseException) -> str:
+    """The error's message on one line, at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def line_and_status(error: BaseException) -> tuple[str, int] | None:
+    """The line that tells the user about an error, and the exit status; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, ModuleNotFoundError):
+        which = "requirements-more.txt" if "studies" in sys.argv[0] else "requirements.txt"
+        return f"the package {error.name} is not installed; run: python -m pip install -r {which}", 2
+    # numpy raises MemoryError, torch a RuntimeError with such a text.
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE):
+        return f"out of memory ({reason(error)}); set a smaller batch_size or image_size in config.py", 2
+    if isinstance(error, OSError) and error.strerror:
+        return (
+            f"{error.filename or 'output'}: {error.strerror}; check the two paths in config.py, permissions and disk space",
+            2,
+        )
+    return None
+
+
+def fail(message: str, status: int = 2) -> None:
+    """Print one line on stderr and exit. One of several processes names its rank."""
+    rank = f" (process {os.environ.get('RANK')})" if os.environ.get("WORLD_SIZE", "1") not in ("", "1") else ""
+    print(f"{Path(sys.argv[0]).name}{rank}: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook` for errors outside a script's `main`, for example while modules are imported."""
+    if (known := line_and_status(error)) is None:
+        traceback.print_exception(kind, error, trace)
+        return
+    try:
+        fail(*known)
+    except SystemExit as end:
+        os._exit(end.code)  # a hook cannot set the exit status otherwise
