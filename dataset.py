@@ -7,6 +7,7 @@ for images, labels in DataLoader(train, batch_size=32, shuffle=True): ...   # im
 for indices in torch.randperm(len(train)).split(32): images, labels = train[indices]   # whole batches, much faster
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,9 +44,16 @@ def find_images(root: Path, task: Task) -> dict[str, str] | None:
     layout, classes = max(layouts.items(), key=lambda item: sum(map(len, item[1])))
     if not any(classes):
         return None
+    if others := [name for name, found in layouts.items() if any(found) and name != layout]:
+        _say_once(f"note: {task.title} images are read from {root / layout}; those in {', '.join(others)} are not used")
     if missing := [name for name, images in zip(CLASSES, classes, strict=True) if not images]:
         raise UserError(f"{root / layout} has no {task.title} images of {', '.join(missing)}; unpack it again")
     return dict(sorted(item for images in classes for item in images.items()))
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text)
 
 
 def _class_images(root: Path, layout: str, class_name: str, task: Task) -> dict[str, str]:
@@ -89,10 +97,8 @@ def image_paths(root: Path, task: Task, files: Sequence[str]) -> list[str]:
     found = find_images(root, task) or {}
     missing = [file for file in files if patch_of(file) not in found]
     if missing:
-        raise UserError(
-            f"{len(missing):,} of {len(files):,} listed images are not below {root} in any known layout, for example "
-            f"{missing[0]}; unpack them again, or {REMEDY}"
-        )
+        told = f"{len(missing):,} of {len(files):,} listed images are not below {root}, for example {missing[0]}"
+        raise UserError(f"{told}; unpack them again, or {REMEDY}")
     return [f"{root}/{found[patch_of(file)]}" for file in files]
 
 
@@ -132,9 +138,7 @@ def _read_tif(path: str) -> np.ndarray:
         shapes = (SIDE, SIDE, bands), (bands, SIDE, SIDE)  # interleaved, or plane by plane
         layout = len(file.pages), page.imagedepth, page.samplesperpixel
         if page.dtype != np.uint16 or page.shape not in shapes or layout != (1, 1, bands):
-            raise ValueError(
-                f"it is {page.dtype} of shape {page.shape} instead of uint16 of shape {shapes[0]} on one page"
-            )
+            raise ValueError(f"it is {page.dtype} of shape {page.shape}, not uint16 of shape {shapes[0]} on one page")
     image = skimage.io.imread(path)
     return image if image.shape == shapes[0] else image.transpose(1, 2, 0)
 

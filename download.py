@@ -53,7 +53,7 @@ def fetch_images(task: Task) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free; {task.title} needs {size / 1e9:.1f} GB: free some space"
+            f"{folder} has {free / 1e9:.1f} GB free, {task.title} needs {size / 1e9:.1f} GB: free some space"
         )
     archive = folder / url.rpartition("/")[2]
     socket.setdefaulttimeout(TIMEOUT)
@@ -72,9 +72,7 @@ def fetch_images(task: Task) -> None:
         ) from error
     count = len(find_images(folder, task) or ())
     if count != IMAGES:
-        raise UserError(
-            f"{display_path(archive)} has {count:,} images instead of {IMAGES:,}; delete it and run this again"
-        )
+        raise UserError(f"{display_path(archive)} has {count:,} images, not {IMAGES:,}; delete it and run this again")
     print(f"{task.title}: wrote {IMAGES:,} images below {display_path(folder)}")
     if config.dataset_root != folder:
         print(f"note: DATASET_ROOT is {config.dataset_root}; set it to {folder} to use these images")

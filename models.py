@@ -72,10 +72,7 @@ class Backbone(nn.Module):
             _, nodes = get_graph_node_names(network)
             poolings = [index for index, node in enumerate(nodes) if node in POOLINGS]
             if not poolings:
-                raise UserError(
-                    f"{name} cannot be cut after a global pooling; take another backbone, e.g. mobilenet_v2, resnet18, "
-                    "efficientnet_b0 or convnext_tiny"
-                )
+                raise UserError(f"{name} cannot be cut after a global pooling; take another backbone, e.g. resnet18")
             self.features = create_feature_extractor(network, {nodes[poolings[-1] - 1]: "map"})
         self.norm = nn.Sequential()
         for part, module in getattr(network, "classifier", nn.Sequential()).named_children():
@@ -239,6 +236,8 @@ class EarlyFusion(SingleNetwork):
     def __init__(self, backbone: Backbone, image_size: int, convolutions: int) -> None:
         super().__init__(backbone, image_size)
         names = [name for name, module in backbone.features.named_modules() if isinstance(module, nn.Conv2d)]
+        if len(names) < convolutions:
+            raise UserError(f"the backbone has {len(names)} convolutions; set a smaller early_convolutions")
         names = names[:convolutions]
         for name in names:
             twin = TwinConvolution(backbone.features.get_submodule(name), last=name == names[-1])
@@ -278,8 +277,8 @@ def build_model(setting: Setting, weights: dict[str, torch.Tensor] | None) -> Ne
     except RuntimeError:
         works = False
     if not works:
+        told = f"{setting.backbone} does not work at {size} pixels with fusion {setting.fusion!r}"
         raise UserError(
-            f"{setting.backbone} does not work at {size} pixels with fusion {setting.fusion!r}; set a larger image_size, or "
-            "a smaller early_convolutions (1 works with every network) in config.py"
+            f"{told}; set a larger image_size or a smaller early_convolutions (1 always works) in config.py"
         )
     return network.train()

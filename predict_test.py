@@ -19,15 +19,13 @@ def main(tasks: list[Task]) -> None:
     for task in tasks_with_model(tasks):
         prediction = predict_test(config.dataset_root, task, read_splits(task.splits, task))
         metrics = save_results(task, prediction)
-        print(
-            f"{task.title}: test accuracy {metrics['accuracy']:.2%}, mean TPR {metrics['mean_tpr']:.2%} "
-            f"on {len(prediction.split.files):,} images"
-        )
+        accuracy, mean_tpr = (f"{metrics[key]:.2%}" for key in ("accuracy", "mean_tpr"))
+        images = len(prediction.split.files)
+        print(f"{task.title}: test accuracy {accuracy}, mean TPR {mean_tpr} on {images:,} images")
         for name, tpr in metrics["tpr"].items():
             print(f"  TPR {name:<22}{'no image' if tpr is None else f'{tpr:7.2%}'}")
-        print(
-            f"wrote {display_path(task.outputs)}/test_logits.pt, test_files.csv, test_metrics.json, confusion_matrix.png"
-        )
+        names = "test_logits.pt, test_files.csv, test_metrics.json, confusion_matrix.png"
+        print(f"wrote {display_path(task.outputs)}/{names}")
     print("next: python reproduce.py, python rank_images.py")
 
 

@@ -50,14 +50,12 @@ def find_patches() -> dict[str, dict[str, str]]:
         present[name] = images
         strangers = [] if config.profile == "demo" else sorted(set(images) - set(splits.complete_patches()))
         if strangers:
-            example = images[strangers[0]]
-            print(
-                f"note: {len(strangers):,} {task.title} names are none of EuroSAT's 27,000 (for example {example}): not used"
-            )
+            told = f"{len(strangers):,} {task.title} names are none of EuroSAT's 27,000"
+            print(f"note: {told} (for example {images[strangers[0]]}): not used")
     if not present:
         layouts = sorted({layout for task in TASKS.values() for layout in task.layouts} - {"."})
         raise UserError(
-            f"no EuroSAT images below {root} (looked there and in {', '.join(layouts)}); set DATASET_ROOT in config.py (or "
+            f"no EuroSAT images below {root} (looked in {', '.join(layouts)}); set DATASET_ROOT in config.py (or "
             "EUROSAT_DATASET_ROOT) to the unpacked archives, or run: python download.py"
         )
     return present
@@ -93,18 +91,16 @@ def draw_lists(task: Task, present: dict[str, Collection[str]], allow_smaller: b
         pool = splits.group_by_class(pools[part])
         shares = splits.class_shares(size, splits.complete_counts())
         if absent := [name for name in CLASSES if not pool[name]]:
-            raise UserError(
-                f"no {title} image of {', '.join(absent)} is left for {part}; unpack more, or change SPLIT_SEED"
-            )
+            raise UserError(f"no {title} image of {', '.join(absent)} is left for {part}; unpack more images")
         too_few += [f"{len(pool[n])} {n} for {part}, not {shares[n]}" for n in CLASSES if len(pool[n]) < shares[n]]
         chosen[part] = [patch for name in CLASSES for patch in pool[name][: shares[name]]]
     if profile != "course":  # the whole pools
         return {part: splits.make_split(task, pools[part]) for part in PARTS}, False
     if too_few and not allow_smaller:
+        asked = " / ".join(f"{size:,}" for size in config.course_sizes)
         raise UserError(
-            f"the {title} set has {len(present[task.name]):,} images, too few for the "
-            f"{' / '.join(f'{size:,}' for size in config.course_sizes)} of train / val / test that the profile course asks for "
-            f"(it has {too_few[0]}); unpack the whole data set, or set ALLOW_SMALLER_SPLITS in config.py (or "
+            f"the {title} set has {len(present[task.name]):,} images, too few for the {asked} of train / val / test (it has "
+            f"{too_few[0]}); unpack the whole data set, or set ALLOW_SMALLER_SPLITS in config.py (or "
             "EUROSAT_ALLOW_SMALLER_SPLITS=1) to take what is there"
         )
     chosen = pools if too_few else chosen
@@ -156,10 +152,8 @@ def compare_with_disk(task: Task, draw: Draw, present: dict[str, Collection[str]
         reason = f"they have {told} images, config.py asks for {now}"
     else:
         return f"more images are at hand, for lists of {now} ({OVERWRITE}); kept"
-    raise UserError(
-        f"the {task.title} lists in {display_path(task.splits)} differ from those that would be made now: {reason}; {models}; "
-        f"{OVERWRITE}"
-    )
+    told = f"the {task.title} lists in {display_path(task.splits)} differ from those that would be made now"
+    raise UserError(f"{told}: {reason}; {models}; {OVERWRITE}")
 
 
 if __name__ == "__main__":

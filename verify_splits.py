@@ -100,9 +100,7 @@ def check_ground(lists: Lists) -> None:
     kinds = Counter(" and ".join(sorted({part_of[a], part_of[b]}, key=PARTS.index)) for a, b in pairs)
     counts = ", ".join(f"{count} across {kind}" for kind, count in sorted(kinds.items()) if " and " in kind)
     if config.profile == "published":
-        print(
-            f"note  of {len(pairs)} pairs of patches on the same ground {len(crossing)} are in different parts: {counts}"
-        )
+        print(f"note  {len(crossing)} of {len(pairs)} pairs on the same ground are in different parts: {counts}")
     else:
         what = f"no two parts show the same ground ({len(pairs)} overlapping pairs among {len(part_of):,} patches)"
         check(what, some(crossing, f"pairs do: {counts}"))
@@ -112,7 +110,8 @@ def check_origin(lists: Lists, records: dict[Task, dict]) -> None:
     """Lists as they were made, for this profile: drawn from the pools that names and seed give, or as published."""
     for task, parts in lists.items():
         record = records[task]
-        changed = "" if record["lists_sha256"] == splits.splits_hash(parts) else "they were changed afterwards"
+        as_made = [len(parts[part].files) for part in PARTS], splits.splits_hash(parts)
+        changed = "" if (record["sizes"], record["lists_sha256"]) == as_made else "they were changed afterwards"
         check(f"{task.name}: the lists are those that split_data.py wrote (SHA-256 in split.json)", changed)
         other = "" if record["profile"] == config.profile else f"split.json names {record['profile']}"
         check(f"{task.name}: the lists were made for the profile {config.profile}", other)
@@ -122,9 +121,7 @@ def check_origin(lists: Lists, records: dict[Task, dict]) -> None:
         else:
             seed, origin = record["seed"], f"its name and the seed {record['seed']} give"
             if seed != config.split_seed:
-                print(
-                    f"note  the {task.name} lists have the seed {seed}; SPLIT_SEED in config.py is {config.split_seed}"
-                )
+                print(f"note  the {task.name} lists have the seed {seed}, config.py has SPLIT_SEED {config.split_seed}")
             listed = {patch for each in lists.values() for split in each.values() for patch in split.patches}
             pools = splits.make_pools(listed if config.profile == "demo" else splits.complete_patches(), seed)
             pool_of = {patch: part for part, patches in pools.items() for patch in patches}
@@ -139,6 +136,9 @@ def check_sizes(lists: Lists, records: dict[Task, dict]) -> None:
     sizes = {"course": config.course_sizes, "published": PUBLISHED_SIZES, "spatial": PUBLISHED_SIZES}
     for task, record in records.items():
         complete = record["images_at_hand"] == splits.complete_counts()
+        if complete and config.profile == "full":
+            pools = splits.make_pools(splits.complete_patches(), record["seed"])
+            sizes["full"] = [len(pools[part]) for part in PARTS]
         for part, size in zip(PARTS, sizes.get(config.profile, (1, 1, 1)), strict=True):
             patches = lists[task][part].patches
             counts = {name: len(of_class) for name, of_class in splits.group_by_class(patches).items()}

@@ -7,4 +7,4 @@ if sys.version_info < (3, 11):  # noqa: UP036 (an older one would report syntax 
 
 from base import errors
 
-sys.excepthook = errors.report_uncaught
+errors.watch_imports()

@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from base.errors import fail, line_and_status
+from base.errors import fail, line_and_status, started_by_torchrun
 
 
 def run(
@@ -43,6 +44,7 @@ def run(
     if switch:
         parser.add_argument(switch[0], dest="switch", action="store_true", help=switch[1])
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the imports are over
     arguments = []
     if choices:
         arguments.append([choices[given.only]] if given.only else list(choices.values()))
@@ -59,7 +61,7 @@ def run(
     except (Exception, KeyboardInterrupt) as error:
         known = line_and_status(error)
         if known is None:
-            if os.environ.get("RANK", "0") != "0":
+            if started_by_torchrun() and os.environ["RANK"] != "0":
                 time.sleep(10)  # another process probably failed first; torchrun then ends this one without a traceback
             raise
         fail(*known)

@@ -2,10 +2,13 @@
 
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
+
+CODE = Path(__file__).resolve().parents[1]
 
 
 class UserError(Exception):
@@ -37,15 +40,28 @@ def line_and_status(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def started_by_torchrun() -> bool:
+    """Other launchers set RANK and WORLD_SIZE, too."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def fail(message: str, status: int = 2) -> None:
     """Print one line on stderr and exit. One of several processes names its rank."""
-    rank = f" (process {os.environ.get('RANK')})" if os.environ.get("WORLD_SIZE", "1") not in ("", "1") else ""
+    rank = f" (process {os.environ['RANK']})" if started_by_torchrun() else ""
     print(f"{Path(sys.argv[0]).name}{rank}: {message}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
+def watch_imports() -> None:
+    """Until a script's `main` runs, let errors and Ctrl-C end in one line. Leaves other programs that import this alone."""
+    if Path(sys.argv[0]).resolve().parent in (CODE, CODE / "studies"):
+        sys.excepthook = report_uncaught
+        # At once: a KeyboardInterrupt inside the compiled parts of a library would abort the process.
+        signal.signal(signal.SIGINT, lambda *_: report_uncaught(KeyboardInterrupt, KeyboardInterrupt(), None))
+
+
 def report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook` for errors outside a script's `main`, for example while modules are imported."""
+    """A `sys.excepthook`."""
     if (known := line_and_status(error)) is None:
         traceback.print_exception(kind, error, trace)
         return

@@ -21,6 +21,8 @@ import torch
 def reading(path: Path, remedy: str) -> Iterator[None]:
     """Whatever goes wrong in this context is the file's damage: a UserError names the file, the reason and the remedy."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError("no regular file")  # reading a pipe would wait for ever
         yield
     except (UserError, MemoryError):
         raise
@@ -63,19 +65,19 @@ def atomic_write(path: Path, backup: bool = False) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # never write through a link
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # otherwise a power cut could leave an empty file under the new name
         if backup and path.exists() and (old := path.read_bytes()) != partial.read_bytes():
             kept = path.with_name(f"{path.name}.{sha256(old)[:8]}.backup")
+            kept.unlink(missing_ok=True)
             shutil.copy2(path, kept)
             print(f"kept the old {display_path(path)} as {kept.name}")
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {display_path(path)}: {error.strerror or error}; free some space, or set PROJECT_ROOT in "
-            "config.py to a folder that can be written"
-        ) from error
+        told = f"cannot write {display_path(path)}: {error.strerror or error}"
+        raise UserError(f"{told}; free some space, or set PROJECT_ROOT to a folder that can be written") from error
     finally:
         with contextlib.suppress(OSError):  # it was renamed or never begun, or the disk became read-only
             partial.unlink()

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ TASKS = {"rgb": RGB, "ms": MS}
 # config.py -------------------------------------------------------------------------------------------------------
 
 Number = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch take as a seed
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 Size = Annotated[int, Field(ge=10)]
 Settings = Annotated[list[Setting], Field(min_length=1)]
 
@@ -92,11 +93,11 @@ class Config:
     ranked_classes: Annotated[tuple[Literal[CLASSES], ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
-        for tasks in self.settings.values():
-            for settings in tasks.values():
-                names = [setting.name for setting in settings]
-                if len({name.lower() for name in names}) < len(names):  # a Mac's folders ignore case
-                    raise ValueError(f"the settings of a task need different names, not {', '.join(names)}")
+        studies = [path.stem for path in (Path(__file__).parents[1] / "studies").glob("*.py")]
+        for settings in (settings for tasks in self.settings.values() for settings in tasks.values()):
+            names = [setting.name.lower() for setting in settings]  # a Mac's folders ignore case
+            if len({*names, *studies}) < len(names) + len(studies):
+                raise ValueError(f"{', '.join(names)}: settings need different names, which are not those of studies")
 
 
 FROM_ENVIRONMENT = ("dataset_root", "project_root", "profile", "allow_smaller_splits")
@@ -178,7 +179,11 @@ def display_path(path: Path) -> str:
 
 
 config = read_config(Path(__file__).parents[1] / "config.py", os.environ)
-# What libraries keep for themselves lies below the project root, too. This is set before any of them is imported.
-if os.access(config.project_root, os.W_OK):
-    os.environ.setdefault("MPLCONFIGDIR", str(config.project_root / "cache" / "matplotlib"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.project_root / "cache" / "torchinductor"))
+# What libraries keep for themselves lies below the project root, or in a temporary folder if that is impossible. This is set
+# before any of them is imported.
+_cache = config.project_root / "cache"
+_existing = next(path for path in (_cache, *_cache.parents) if path.exists())
+if not (_existing.is_dir() and os.access(_existing, os.W_OK)):
+    _cache = Path(tempfile.gettempdir()) / f"eurosat-{os.getuid()}"
+os.environ.setdefault("MPLCONFIGDIR", str(_cache / "matplotlib"))
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache / "torchinductor"))

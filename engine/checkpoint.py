@@ -72,9 +72,10 @@ def save_checkpoint(folder: Path, content: dict) -> None:
 
 
 def _content_hash(content: dict) -> str:
-    """Ties identity, history and weights together: of one run, and not edited."""
-    states = (tensor.cpu().numpy().tobytes() for key in ("best", "model") for tensor in content[key].values())
-    return sha256(json.dumps([content["identity"], content["history"]]).encode(), *states)
+    """Ties identity, history, statistics and weights together: of one run, and not edited."""
+    tensors = (content["mean"], content["std"], *content["best"].values(), *content["model"].values())
+    text = json.dumps([content["identity"], content["history"]])
+    return sha256(text.encode(), *(tensor.cpu().numpy().tobytes() for tensor in tensors))
 
 
 def read_checkpoint(folder: Path) -> dict:

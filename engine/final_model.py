@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from base.errors import UserError
 from base.files import load_tensors, reading, save_tensors, sha256, write_csv
@@ -9,6 +10,7 @@ from base.project import CLASSES, Task, display_path
 from base.setting import Setting
 
 import torch
+from pydantic import BaseModel
 
 from dataset import Split
 from engine.checkpoint import best_epoch, read_checkpoint, run_hash
@@ -20,12 +22,25 @@ SELECTION_HEADER = [
     *("setting", "selected", "best_epoch", "val_accuracy", "val_mean_tpr", "augmentation", "fusion", "bands"),
     *("seconds", "run"),
 ]
-KINDS = {
-    **dict.fromkeys(("setting", "model", "val", "images", "runs", "versions"), dict),
-    **dict.fromkeys(("classes", "bands"), list),
-    **dict.fromkeys(("task", "run", "splits_sha256"), str),
-    **dict.fromkeys(("epoch", "seed"), int),
-}
+
+
+class Metadata(BaseModel):
+    """The plain values in final_model.pt that scripts rely on."""
+
+    task: str
+    run: str
+    runs: dict[str, str]
+    selection: list[dict[str, str | int | float]] = []  # not in models of earlier versions
+    setting: dict[str, Any]
+    initial_weights: dict[str, str] | None
+    classes: list[str]
+    bands: list[str]
+    epoch: int
+    val: dict[str, float | None]
+    seed: int
+    splits_sha256: str
+    images: dict[str, int]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,9 +82,9 @@ def read_model(task: Task) -> dict:
     path, remedy = model_path(task), f"bring it back, or run: python train_{task.name}.py"
     content = load_tensors(path, remedy)
     with reading(path, remedy):
-        for key, kind in KINDS.items():
-            if not isinstance(content.get(key), kind):
-                raise TypeError(f"it has no {key}")
+        Metadata.model_validate(content, strict=True)
+        if any(set(row) != set(SELECTION_HEADER) for row in content.get("selection", ())):
+            raise ValueError("its table of settings is damaged")
         if content["task"] != task.name:
             raise ValueError(f"it is a model of the task {content['task']}")
         if content["classes"] != list(CLASSES):
@@ -104,10 +119,8 @@ def load_weights(setting: Setting, weights: dict[str, torch.Tensor]) -> Network:
 def check_lists(final: FinalModel, task: Task, lists: dict[str, Split]) -> None:
     """Raise a UserError unless a final model was trained with these lists."""
     if final.metadata["splits_sha256"] != splits_hash(lists):
-        raise UserError(
-            f"{display_path(model_path(task))} was trained with other lists than those in splits/, so it may have seen these "
-            f"test images; bring the lists back, or run: python train_{task.name}.py"
-        )
+        told = f"{display_path(model_path(task))} was trained with other lists and may have seen these test images"
+        raise UserError(f"{told}; bring the lists back, or run: python train_{task.name}.py")
 
 
 def initial_weights(setting: Setting, pretrained: Path, rgb: Task, lists: dict[str, Split]):
@@ -124,15 +137,11 @@ def rgb_backbone(rgb: Task, rgb_lists: dict[str, Split], ms_lists: dict[str, Spl
     """
     content = read_model(rgb)
     if content["splits_sha256"] != splits_hash(rgb_lists):
-        raise UserError(
-            f"{display_path(model_path(rgb))} was trained with other lists than those in splits/; run: python train_rgb.py"
-        )
+        raise UserError(f"{display_path(model_path(rgb))} was trained with other lists; run: python train_rgb.py")
     seen = {patch for part in ("train", "val") for patch in rgb_lists[part].patches}
     if leaked := sorted(seen & set(ms_lists["test"].patches)):
-        raise UserError(
-            f"the final RGB model has seen {len(leaked)} test patches of the multispectral lists ({leaked[0]}, …), so a network "
-            "cannot start from it; set other weights in config.py"
-        )
+        told = f"the final RGB model has seen {len(leaked)} test patches of the multispectral lists ({leaked[0]}, …)"
+        raise UserError(f"{told}, so a network cannot start from it; set other weights in config.py")
     backbone = ((name.removeprefix("backbone."), tensor) for name, tensor in content["model"].items())
     return {torchvision_name(name): tensor for name, tensor in backbone if not name.startswith("linear.")}
 

@@ -74,9 +74,7 @@ def predict_test(root: Path, task: Task, lists: dict[str, Split]) -> Prediction:
     one_view = predict(final.model, data)
     logits = predict(final.model, data, final.setting.views) if final.setting.views > 1 else one_view
     if not logits.isfinite().all():
-        raise UserError(
-            f"the final model of {task.name} gives logits that are not finite; run: python train_{task.name}.py"
-        )
+        raise UserError(f"the final model gives logits that are not finite; run: python train_{task.name}.py")
     return Prediction(data.split, logits, one_view, final.sha256, data.sha256, environment(device))
 
 
@@ -127,10 +125,12 @@ def read_results(task: Task) -> Results:
     logits = load_tensors(folder / "test_logits.pt", remedy, torch.Tensor)
     split = parse_split(folder / "test_files.csv", task, remedy)
     with reading(folder / "test_metrics.json", remedy):
-        if logits.dtype != torch.float32 or logits.shape != (len(split.files), len(CLASSES)) or logits.isnan().any():
-            raise ValueError(
-                f"the logits beside it are {tuple(logits.shape)} {logits.dtype}, for {len(split.files)} files"
-            )
+        if (
+            logits.dtype != torch.float32
+            or logits.shape != (len(split.files), len(CLASSES))
+            or not logits.isfinite().all()
+        ):
+            raise ValueError(f"the logits are {tuple(logits.shape)} {logits.dtype}, for {len(split.files)} files")
         saved = read_json(folder / "test_metrics.json")
         record = {key: str(saved[key]) for key in ("model_sha256", "files_sha256", "images_sha256", "logits_sha256")}
         record |= {"environment": dict(saved["environment"]), "one_view": float(saved["one_view"])}

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from base.errors import UserError
+from base.errors import UserError, started_by_torchrun
 from base.project import display_path
 
 import numpy as np
@@ -40,7 +40,7 @@ def choose_device() -> torch.device:
     _keep_freed_memory()
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    rank = int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else 0
+    rank = int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else 0
     if rank >= torch.cuda.device_count():
         raise UserError(f"this machine has {torch.cuda.device_count()} GPUs; start at most one process on each")
     torch.cuda.set_device(rank)
@@ -129,7 +129,7 @@ def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
 def joined_processes() -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did; yields this process's device."""
     several = os.environ.get("WORLD_SIZE", "") not in ("", "1")
-    if (several or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1") and not dist.is_torchelastic_launched():
+    if (several or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1") and not started_by_torchrun():
         raise UserError("several processes are started with torchrun: torchrun --nproc-per-node 4 train_rgb.py")
     device = choose_device()
     if not several:
@@ -158,9 +158,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         raise UserError(f"another training is at work in {display_path(folder)}; wait for it or stop it") from None
     except OSError as error:  # some file systems of clusters have no locks
-        print(
-            f"note: {display_path(folder)} cannot be locked ({error.strerror}): do not start this training twice at once"
-        )
+        print(f"note: {display_path(folder)} cannot be locked ({error.strerror}): do not start this twice at once")
     with open(lock):
         yield
 
@@ -179,7 +177,7 @@ def stopping_with_one_line(folder: Path) -> Iterator[None]:
         if isinstance(end.code, int) and end.code > 128:
             name = signal.Signals(end.code - 128).name
             announce(
-                f"stopped by {name}; all complete epochs are kept in {display_path(folder)}. To continue, run it again"
+                f"stopped by {name}; complete epochs are kept in {display_path(folder)}; to continue, run it again"
             )
         raise
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from base.errors import UserError
 from base.files import write_csv, write_json
-from base.project import CLASSES, Task, display_path
+from base.project import CLASSES, Task
 from base.setting import Setting
 
 import numpy as np
@@ -36,9 +36,7 @@ def check_settings(task: Task) -> list[Setting]:
         band_indices(task, setting.bands)
         for name, known in ((setting.augmentation, list(AUGMENTATIONS)), (setting.backbone, all_backbones())):
             if name not in known:
-                raise UserError(
-                    f"the setting {setting.name!r} in config.py: unknown {name!r}; known: {', '.join(known)}"
-                )
+                raise UserError(f"setting {setting.name!r} in config.py: unknown {name!r}; known: {', '.join(known)}")
         if setting.weights is not None and (task.name, setting.weights) != ("ms", RGB_MODEL):
             weights_file(setting.backbone, setting.weights)
     return task.settings
@@ -112,9 +110,9 @@ def train_setting(
     """
     processes, device = runtime.process_count(), train.device
     if min(map(len, epoch_batches(len(train), setting.batch_size, train.seed, 0))) < 2 * processes:
+        told = f"{len(train)} training images in batches of at most {setting.batch_size}"
         raise UserError(
-            f"{len(train)} training images in batches of at most {setting.batch_size} (setting {setting.name!r}) are too few for "
-            f"{processes} process(es): batch norm needs two images in each"
+            f"setting {setting.name!r}: {told} give {processes} process(es) fewer than two images at a time"
         )
     identity = checkpoint.run_identity(setting, lists_sha256, train, val, model)
     checkpoint.archive_other_run(folder, identity)
@@ -149,10 +147,8 @@ def train_setting(
         row |= {f"val_ap_{name}": metrics["average_precision"][name] for name in CLASSES}
         row["seconds"] = round(time.monotonic() - start, 2)
         if not math.isfinite(row["train_loss"] + row["val_loss"]):
-            raise UserError(
-                f"the loss of {setting.name} is not a number in epoch {epoch + 1}; earlier epochs are kept in "
-                f"{display_path(folder)}; lower its learning_rate or weight_decay in config.py"
-            )
+            told = f"the loss of {setting.name} is not a number in epoch {epoch + 1}; earlier epochs are kept"
+            raise UserError(f"{told}; lower its learning_rate or weight_decay in config.py")
         history.append({key: row[key] for key in checkpoint.HISTORY_HEADER})
         is_best = checkpoint.best_epoch(history) is history[-1]
         if is_best:

@@ -67,13 +67,9 @@ def fetch_weights(file: WeightsFile, folder: Path) -> Path:
                     socket.setdefaulttimeout(TIMEOUT)
                     torch.hub.download_url_to_file(file.origin, str(partial), file.sha256, sys.stderr.isatty())
             except Exception as error:
-                raise UserError(
-                    f"the initial weights {file.origin} cannot be had ({reason(error)}); {FETCH}"
-                ) from error
+                raise UserError(f"{file.origin} cannot be had ({reason(error)}); {FETCH}") from error
     if not sha256(path.read_bytes()).startswith(file.sha256):
-        raise UserError(
-            f"{display_path(path)} is damaged (SHA-256 differs); delete it and run: python download.py weights"
-        )
+        raise UserError(f"{display_path(path)} is damaged (SHA-256 differs); delete it and run this again")
     return path
 
 

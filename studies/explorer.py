@@ -1,105 +1,90 @@
-"""All test images in one file that opens in a browser: outputs/<profile>/<task>/explorer/explorer.html.
+"""All test images in one HTML file for a browser: outputs/<profile>/<task>/explorer/explorer.html.
 
-Run from the project root: python -m studies.explorer, with `rgb` or `ms` for one task; after studies.explain_errors, whose
-examples it shows. A minute. The confusion matrix is the way in; the page needs no server, loads nothing from elsewhere, and
-says its keys. A verdict per image is kept in the browser and saved as verdicts.csv: put that into explain_errors/, and
-studies.explain_errors reads it back.
+Run from the project root: python -m studies.explorer; with `rgb` or `ms` for one task. Run studies.explain_errors first: the page
+shows its examples. A minute. The page starts with the confusion matrix, needs no server, loads nothing from elsewhere and
+explains its keys. The browser keeps a verdict per image and saves them as verdicts.csv. Put that file into explain_errors/;
+studies.explain_errors then reads it.
 
 reads   the final model's test results, explain_errors/neighbours.csv and errors.csv, the images of train and test
 writes  outputs/<profile>/<task>/explorer/explorer.html
 """
 
 import base64
-import csv
-import io
 import json
 from pathlib import Path
+
+from base.command_line import run
+from base.errors import UserError
+from base.files import read_csv, reading, write_text
+from base.project import CLASSES, TASKS, Task, display_path
 
 import jinja2
 import numpy as np
 import simplejpeg
 
-from dataset import CLASSES, class_of, patch_of
-from project import TASKS, UserError, run, shown, write_text
+from dataset import class_of, patch_of
 from studies.explain_errors import CAUSES, HEADER, NEIGHBOURS_HEADER
 from studies.subject import Subject, subjects
 
 PAGE = Path(__file__).with_name("explorer.html")
-JPEG_QUALITY = 88  # of the embedded pictures: 2,000 test images with their examples are some 10 MB
+JPEG_QUALITY = 88  # of the embedded images: 2,000 test images and their examples take some 10 MB
 
 
-def main(tasks: tuple[str, ...]) -> None:
+def main(tasks: list[Task]) -> None:
     for subject in subjects(tasks, "explorer"):
-        records, files = describe(subject)
+        records, files = page_records(subject)
+        content = {"model": subject.final.sha256[:16], "classes": CLASSES, "causes": CAUSES, "records": records}
+        data = json.dumps(content | {"pictures": encoded_pictures(subject, files)})
         page = jinja2.Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
-            title=f"EuroSAT {subject.title}: {len(records):,} test images",
-            # "<" cannot end the script element that holds the text.
-            data=json.dumps(
-                {
-                    "model": subject.final.sha256[:16],
-                    "classes": CLASSES,
-                    "causes": CAUSES,
-                    "records": records,
-                    "pictures": pictures(subject, files),
-                }
-            ).replace("<", "\\u003c"),
+            title=f"EuroSAT {subject.task.title}: {len(records):,} test images",
+            data=data.replace("<", "\\u003c"),  # "<" could end the script element that holds the text
         )
         path = subject.folder / "explorer.html"
         write_text(path, page)
-        print(f"{subject.title}: {len(records):,} test images\nwrote {shown(path)}: {path.stat().st_size / 1e6:.0f} MB")
+        print(f"{subject.task.title}: {len(records):,} test images")
+        print(f"wrote {display_path(path)}: {path.stat().st_size / 1e6:.0f} MB")
 
 
-def describe(subject: Subject) -> tuple[list[dict], list[str]]:
-    """What the page knows of each test image, and the files of all pictures, to which its numbers point."""
-    probabilities = subject.results.logits.double().softmax(1).numpy()
-    causes = {row["file"]: row for row in read(subject, "errors.csv", HEADER)}
-    near = {row["file"]: row for row in read(subject, "neighbours.csv", NEIGHBOURS_HEADER)}
-    test = subject.results.split
+def page_records(subject: Subject) -> tuple[list[dict], list[str]]:
+    """What the page needs for each test image, and the files of all images. Records name an image by its index there."""
+    folder, test = subject.folder.with_name("explain_errors"), subject.results.split
+    remedy = f"run: python -m studies.explain_errors {subject.task.name}"
+    errors = {row["file"]: row for row in read_errors_table(folder / "errors.csv", HEADER, remedy)}
+    near = {row["file"]: row for row in read_errors_table(folder / "neighbours.csv", NEIGHBOURS_HEADER, remedy)}
     if set(near) != set(test.files):
-        raise UserError(
-            f"{shown(folder_of(subject))} is of other test images; run: python -m studies.explain_errors {subject.task}"
-        )
+        raise UserError(f"{display_path(folder)} holds other test images; {remedy}")
+    probabilities = subject.results.logits.double().softmax(1).numpy()
     files = sorted({*test.files, *(row[kind] for row in near.values() for kind in ("example", "counterexample"))})
     number = {file: index for index, file in enumerate(files)}
     records = []
-    for file, label, own in zip(test.files, test.labels.tolist(), probabilities, strict=True):
-        row, error = near[file], causes.get(file, {})
-        record = {"file": file, "picture": number[file], "label": label, "p": [round(float(p), 4) for p in own]}
-        record["answer"] = int(own.argmax())
+    for file, label, p in zip(test.files, test.labels.tolist(), probabilities, strict=True):
+        row, error = near[file], errors.get(file, {})
+        record = {"file": file, "picture": number[file], "label": label, "p": [round(float(value), 4) for value in p]}
+        record["predicted"] = int(p.argmax())
         for kind in ("example", "counterexample"):
             record[kind] = [number[row[kind]], class_of(patch_of(row[kind])), row[kind], row[f"{kind}_distance"]]
         records.append(record | {"cause": error.get("cause", ""), "verdict": error.get("verdict", "")})
     return records, files
 
 
-def folder_of(subject: Subject) -> Path:
-    return subject.folder.with_name("explain_errors")
-
-
-def read(subject: Subject, name: str, header: list[str]) -> list[dict]:
-    """A table that studies.explain_errors left.
+def read_errors_table(path: Path, header: list[str], remedy: str) -> list[dict[str, str]]:
+    """A table that studies.explain_errors wrote.
 
     Raises:
-        UserError: it is not there, or has other columns.
+        UserError: it is missing, damaged, or has other columns.
     """
-    path = folder_of(subject) / name
-    remedy = f"run: python -m studies.explain_errors {subject.task}"
-    if not path.exists():
-        raise UserError(f"there is no {shown(path)}; {remedy}")
-    table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-    rows = list(table)
-    if table.fieldnames != header:
-        raise UserError(f"{shown(path)} has other columns than {', '.join(header)}; {remedy}")
+    with reading(path, remedy):
+        rows = read_csv(path)
+        if rows and list(rows[0]) != header:
+            raise ValueError(f"its columns are not {', '.join(header)}")
     return rows
 
 
-def pictures(subject: Subject, files: list[str]) -> list[str]:
+def encoded_pictures(subject: Subject, files: list[str]) -> list[str]:
     """JPEGs in base64, in the order of the files."""
-    encoded = (
-        simplejpeg.encode_jpeg(np.ascontiguousarray(image), JPEG_QUALITY, colorsubsampling="444")
-        for image in subject.pictures(files)
-    )
-    return [base64.b64encode(content).decode() for content in encoded]
+    images = map(np.ascontiguousarray, subject.pictures(files))
+    jpegs = (simplejpeg.encode_jpeg(image, JPEG_QUALITY, colorsubsampling="444") for image in images)
+    return [base64.b64encode(content).decode() for content in jpegs]
 
 
 if __name__ == "__main__":

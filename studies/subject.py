@@ -1,32 +1,39 @@
-"""What a study looks at, and the one form in which it leaves what it found: study.json, which make_report.py reads."""
+"""What studies share: the final model under study, training for comparison, and study.json, which make_report.py reads."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from base.files import write_json
+from base.project import PROFILES, RGB, Task, config, display_path, pretrained_dir
+from base.setting import Setting
+
 import numpy as np
 import torch
 
-from dataset import IMAGE_SETS, EuroSATDataset, Split, displayed, image_paths, read_image
-from engine.evaluation import (
+from dataset import EuroSATDataset, Split, displayed_image, image_paths, read_image
+from engine.checkpoint import read_checkpoint
+from engine.final_model import (
     FinalModel,
-    Results,
     check_lists,
-    in_order,
+    initial_weights,
     load_model,
+    load_weights,
     model_path,
-    predict,
-    read_results_of_model,
-    with_model,
+    tasks_with_model,
 )
 from engine.metrics import accuracy_interval
-from engine.runtime import choose_device
-from engine.splits import read_splits
-from project import PROFILES, cache_dir, config, outputs_dir, shown, splits_dir, write_json
-from setting import Setting
+from engine.results import Results, predict, read_results_of_model
+from engine.runtime import choose_device, seed_everything
+from engine.splits import read_splits, splits_hash
+from engine.training import train_setting
+from models import Network, build_model
 
-# What studies.benchmark compares the default run with, and studies.search draws beside its runs.
+# studies.benchmark compares the default run with this; studies.search draws it beside its runs.
 RECIPE = "recipe of the public solutions / default RGB run"
+
+
+# The model under study -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -35,46 +42,58 @@ class Subject:
 
     Attributes:
         folder: of the study, outputs/<profile>/<task>/<study>/.
-        final: the model, on the device, and what its file says of it.
+        final: the model is on the device.
     """
 
-    task: str
+    task: Task
     folder: Path
     final: FinalModel
     lists: dict[str, Split]
     results: Results
     device: torch.device
 
-    @property
-    def title(self) -> str:
-        return IMAGE_SETS[self.task].name
-
-    def images(self, part: str, augmentation: str = "none") -> EuroSATDataset:
-        """A list's images as the model sees them."""
-        return EuroSATDataset(
-            config.dataset_root,
-            self.task,
-            self.lists[part],
-            self.final.bands,
-            (self.final.mean, self.final.std),
-            augmentation,
-            config.seed,
-            cache=cache_dir(),
-            device=self.device,
-        )
+    def images(self, part: str) -> EuroSATDataset:
+        """The images of a list as the model sees them."""
+        statistics = self.final.mean, self.final.std
+        split = self.lists[part]
+        return EuroSATDataset(config.dataset_root, self.task, split, self.final.bands, statistics, device=self.device)
 
     def predict(self, part: str, embed: bool = False) -> torch.Tensor:
-        """Logits (images, 10), or what the linear layer sees, (images, channels), with the views of the model."""
-        return predict(self.final.model, in_order(self.images(part)), self.final.setting.views, embed)[0]
+        """Logits (images, 10), or the input of the linear layer, (images, channels), over the model's views."""
+        return predict(self.final.model, self.images(part), self.final.setting.views, embed)
 
     def pictures(self, files: list[str]) -> list[np.ndarray]:
         """Images as a person sees them, each (64, 64, 3) uint8."""
         paths = image_paths(config.dataset_root, self.task, files)
-        return [displayed(read_image(path, self.task), self.task) for path in paths]
+        return [displayed_image(read_image(path, self.task), self.task) for path in paths]
 
     def write(self, finding: str, tables: list[dict], figures: list[str], **values: object) -> None:
         """`write_study` of this model."""
-        write_study(self.folder, f"{self.title}: ", finding, tables, figures, values, self.final.sha256)
+        write_study(self.folder, f"{self.task.title}: ", finding, tables, figures, values, self.final.sha256)
+
+
+def subjects(tasks: list[Task], study: str) -> Iterator[Subject]:
+    """The final models of the tasks.
+
+    Raises:
+        UserError: there is none, it has no test results, or the lists have changed.
+    """
+    device = choose_device()
+    for task in tasks_with_model(tasks):
+        final, lists = load_model(task, device), read_splits(task.splits, task)
+        check_lists(final, task, lists)
+        yield Subject(task, task.outputs / study, final, lists, read_results_of_model(task), device)
+
+
+def results_of_profiles(tasks: list[Task]) -> dict[tuple[str, str], Results]:
+    """The test results of all final models, {(profile, task): results}; the present profile's come first.
+
+    The profile "demo" is compared with no other one.
+    """
+    others = [name for name in PROFILES if name not in (config.profile, "demo")]
+    profiles = ["demo"] if config.profile == "demo" else [config.profile, *others]
+    every = [task.of_profile(profile) for profile in profiles for task in tasks]
+    return {(task.profile, task.name): read_results_of_model(task) for task in every if model_path(task).exists()}
 
 
 def write_study(
@@ -86,58 +105,69 @@ def write_study(
     values: dict[str, object],
     model_sha256: str | None,
 ) -> None:
-    """Leave study.json: what was found, as the appendix shows it, and of which final model (None: of none).
+    """Print the finding and write study.json, from which make_report.py makes the appendix.
 
     Args:
-        title: ahead of the finding on the screen.
-        finding: one paragraph, the answer first.
+        title: printed before the finding.
+        finding: one paragraph; the result comes first.
         tables: each with "caption", "header" and "rows" of text.
         figures: names of PNGs in the folder.
-        values: the figures as numbers, for who reads the file.
+        values: the figures as numbers.
+        model_sha256: of the final model under study; None if there is none.
     """
     content = {"finding": finding, "tables": tables, "figures": figures, "values": values}
     write_json(folder / "study.json", content | {"model_sha256": model_sha256})
-    print(f"{title}{finding}\nwrote {shown(folder)}/study.json{''.join(f', {name}' for name in figures)}")
+    print(f"{title}{finding}\nwrote {display_path(folder)}/study.json{''.join(f', {name}' for name in figures)}")
 
 
-def subjects(tasks: tuple[str, ...], study: str) -> Iterator[Subject]:
-    """Of each task that has a final model.
-
-    Raises:
-        UserError: there is none, or no test results of it, or the lists are others.
-    """
-    device = choose_device()
-    for task, folder in with_model({task: outputs_dir(task) for task in tasks}).items():
-        final, lists = load_model(folder, task, device), read_splits(splits_dir(task), task)
-        check_lists(final, folder, task, lists)
-        yield Subject(task, folder / study, final, lists, read_results_of_model(folder, task), device)
+# Training for comparison -----------------------------------------------------------------------------------------
 
 
-def results_of_profiles(tasks: tuple[str, ...]) -> dict[tuple[str, str], Results]:
-    """{(profile, task): test results} of every final model below outputs/, the present profile's first.
+def start_training(
+    setting: Setting, task: Task, lists: dict[str, Split], seed: int, device: torch.device
+) -> tuple[Network, EuroSATDataset]:
+    """A setting's network with its initial weights, and its training images."""
+    how = {"augmentation": setting.augmentation, "seed": seed, "device": device}
+    train = EuroSATDataset(config.dataset_root, task, lists["train"], setting.bands, **how)
+    weights = initial_weights(setting, pretrained_dir(), RGB, lists)
+    seed_everything(seed)
+    return build_model(setting, weights), train
 
-    The sample's have nothing to do with those of the other profiles.
-    """
-    profiles = [config.profile, *(name for name in PROFILES if name not in (config.profile, "demo"))]
-    if config.profile == "demo":
-        profiles = ["demo"]
-    folders = {(p, task): config.project_root / "outputs" / p / task for p in profiles for task in tasks}
-    return {key: read_results_of_model(own, key[1]) for key, own in folders.items() if model_path(own).exists()}
+
+def train_run(
+    setting: Setting, task: Task, lists: dict[str, Split], seed: int, folder: Path, device: torch.device
+) -> dict:
+    """Train a setting in the folder, or continue there. Returns the checkpoint, as `read_checkpoint` describes it."""
+    model, train = start_training(setting, task, lists, seed, device)
+    val = EuroSATDataset(config.dataset_root, task, lists["val"], setting.bands, train.statistics, device=device)
+    train_setting(setting, model, train, val, splits_hash(lists), folder)
+    return read_checkpoint(folder)
+
+
+def predict_with(setting: Setting, weights: dict[str, torch.Tensor], data: EuroSATDataset, views: int) -> torch.Tensor:
+    """Logits (images, 10) of a setting's network with these weights."""
+    return predict(load_weights(setting, weights).to(data.device, memory_format=torch.channels_last), data, views)
+
+
+# Numbers and text ------------------------------------------------------------------------------------------------
 
 
 def band_features(pixels: np.ndarray) -> np.ndarray:
-    """Means, then standard deviations, of the bands of each image: (images, 2 · bands) of (images, 64, 64, bands)."""
+    """Means, then standard deviations, of the bands of each image: (images, 64, 64, bands) to (images, 2 · bands)."""
     flat = pixels.reshape(len(pixels), -1, pixels.shape[-1]).astype(np.float32)
     return np.concatenate([flat.mean(1), flat.std(1)], axis=1)
 
 
-def summary(settings: list[Setting]) -> list[str]:
-    """What decides how long they train."""
-    return [f"{own.name}: {own.epochs} epochs, {own.backbone} at {own.image_size} px" for own in settings]
+def setting_summaries(settings: list[Setting]) -> list[str]:
+    """For each setting, what decides how long it trains."""
+    return [
+        f"{setting.name}: {setting.epochs} epochs, {setting.backbone} at {setting.image_size} px"
+        for setting in settings
+    ]
 
 
-def span(accuracy: float, images: int) -> str:
-    """Its 95 % interval in percent, Wilson's: "97.1 to 98.4"."""
+def interval_text(accuracy: float, images: int) -> str:
+    """The 95 % interval of an accuracy in percent, Wilson's: "97.1 to 98.4"."""
     return " to ".join(map(percent, accuracy_interval(accuracy, images)))
 
 

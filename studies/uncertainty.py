@@ -1,91 +1,89 @@
-"""How sure are the test figures? Intervals for accuracy, TPR, mean TPR and mAP; final models compared on the same patches.
+"""How precise are the test figures? Intervals for accuracy, TPR, mean TPR and mAP; two models on the same patches.
 
-Run from the project root: python -m studies.uncertainty, with `rgb` or `ms` for one task. Half a minute for each.
+Run from the project root: python -m studies.uncertainty; with `rgb` or `ms` for one task. Half a minute each.
 
-reads   the final models' test results in outputs/; outputs/<profile>/<task>/search/table.csv where it is there
+reads   the final models' test results in outputs/; outputs/<profile>/<task>/search/table.csv if it exists
 writes  outputs/<profile>/<task>/uncertainty/study.json
 """
 
-import csv
-import io
 from collections import defaultdict
 from pathlib import Path
 
+from base.command_line import run
+from base.files import read_csv, reading
+from base.project import CLASSES, TASKS, Task, config
+
 import numpy as np
 
-from dataset import CLASSES
-from engine.evaluation import Results
-from engine.metrics import accuracy_interval, average_precisions, mcnemar, mean_interval, true_positive_rates
-from project import TASKS, config, run
-from studies.subject import percent, results_of_profiles, span, subjects
+from engine.metrics import accuracy_interval, average_precisions, true_positive_rates
+from engine.results import Results
+from studies.statistics import mcnemar, mean_interval
+from studies.subject import interval_text, percent, results_of_profiles, subjects
 
 
-def main(tasks: tuple[str, ...]) -> None:
-    rivals = results_of_profiles(TASKS)
+def main(tasks: list[Task]) -> None:
+    models = results_of_profiles(list(TASKS.values()))
     for subject in subjects(tasks, "uncertainty"):
-        results = subject.results
-        logits, labels = results.logits, results.split.labels
-        precisions = average_precisions(logits, labels)
-        means = {
-            "mean TPR": (results.metrics["mean_tpr"], mean_interval(true_positive_rates, logits, labels, config.seed)),
-            "mAP": (np.nanmean(precisions), mean_interval(average_precisions, logits, labels, config.seed)),
-        }
-        accuracy = results.metrics["accuracy"]
-        low, high = accuracy_interval(accuracy, len(labels))
-        rows = [["accuracy", "Wilson", str(len(labels)), percent(accuracy), span(accuracy, len(labels))]]
-        for name, (value, (lower, upper)) in means.items():
-            rows.append([name, "bootstrap", str(len(labels)), percent(value), f"{percent(lower)} to {percent(upper)}"])
-        widest = 0.0
-        for index, name in enumerate(CLASSES):
-            if images := int((labels == index).sum()):
-                tpr = results.metrics["tpr"][name]
-                lower, upper = accuracy_interval(tpr, images)
-                widest = max(widest, upper - lower)
-                rows.append([f"TPR {name}", "Wilson", str(images), percent(tpr), span(tpr, images)])
-        pairs = compared(subject.task, rivals)
+        rows, widest = intervals(subject.results)
+        accuracy = subject.results.metrics["accuracy"]
+        low, high = accuracy_interval(accuracy, len(subject.results.split.labels))
         spread = spread_over_seeds(subject.folder.with_name("search") / "table.csv")
         finding = (
-            f"Accuracy {percent(accuracy)} % with a 95 % interval from {percent(low)} to {percent(high)}; the TPR of a single "
-            f"class is known to ± {50 * widest:.1f} points at worst. {spread}"
+            f"Accuracy is {percent(accuracy)} %, with a 95 % interval from {percent(low)} to {percent(high)}. The TPR of a "
+            f"single class is uncertain by up to ± {50 * widest:.1f} points. {spread}"
         )
-        tables = [
-            {
-                "caption": "95 % intervals (%)",
-                "header": ["figure", "method", "images", "value", "interval"],
-                "rows": rows,
-            },
-            {
-                "caption": "Two models on the same test patches: McNemar's exact test",
-                "header": ["first", "second", "patches", "first alone right", "second alone right", "p"],
-                "rows": pairs,
-            },
-        ]
-        subject.write(finding, [table for table in tables if table["rows"]], [], accuracy=[accuracy, low, high])
+        header = ["figure", "method", "images", "value", "interval"]
+        tables = [{"caption": "95 % intervals (%)", "header": header, "rows": rows}]
+        if pairs := compare_models((config.profile, subject.task.name), models):
+            caption = "Two models on the same test patches: McNemar's exact test"
+            header = ["first", "second", "patches", "only first correct", "only second correct", "p"]
+            tables.append({"caption": caption, "header": header, "rows": pairs})
+        subject.write(finding, tables, [], accuracy=[accuracy, low, high])
 
 
-def compared(task: str, rivals: dict[tuple[str, str], Results]) -> list[list[str]]:
-    """A row for each pair of final models, one of them the subject, whose test lists share patches."""
-    rows, own = [], (config.profile, task)
-    for other in (key for key in rivals if key != own):
-        right = [dict(zip(r.split.patches, r.right, strict=True)) for r in (rivals[own], rivals[other])]
-        if shared := sorted(set(right[0]) & set(right[1])):
-            test = mcnemar(*(np.array([of[patch] for patch in shared]) for of in right))
+def intervals(results: Results) -> tuple[list[list[str]], float]:
+    """Rows of a table with the interval of each test figure, and the width of the widest interval of a class."""
+    logits, labels, metrics = results.logits, results.split.labels, results.metrics
+    images, accuracy, widest = len(labels), metrics["accuracy"], 0.0
+    rows = [["accuracy", "Wilson", str(images), percent(accuracy), interval_text(accuracy, images)]]
+    for name, statistic in (("mean TPR", true_positive_rates), ("mAP", average_precisions)):
+        low, high = mean_interval(statistic, logits, labels, config.seed)
+        value = percent(np.nanmean(statistic(logits, labels)))
+        rows.append([name, "bootstrap", str(images), value, f"{percent(low)} to {percent(high)}"])
+    for name, images in zip(CLASSES, np.bincount(labels, minlength=len(CLASSES)).tolist(), strict=True):
+        if images:
+            tpr = metrics["tpr"][name]
+            low, high = accuracy_interval(tpr, images)
+            widest = max(widest, high - low)
+            rows.append([f"TPR {name}", "Wilson", str(images), percent(tpr), interval_text(tpr, images)])
+    return rows, widest
+
+
+def compare_models(first: tuple[str, str], models: dict[tuple[str, str], Results]) -> list[list[str]]:
+    """A row for each other model whose test list shares patches with the first one's. Keys are (profile, task)."""
+    rows = []
+    correct = {key: dict(zip(r.split.patches, r.correct, strict=True)) for key, r in models.items()}
+    for second in (key for key in models if key != first):
+        if shared := sorted(set(correct[first]) & set(correct[second])):
+            test = mcnemar(*(np.array([correct[key][patch] for patch in shared]) for key in (first, second)))
             counts = map(str, (len(shared), test["first_alone"], test["second_alone"]))
-            rows.append([" ".join(own), " ".join(other), *counts, f"{test['p_value']:.3g}"])
+            rows.append([" ".join(first), " ".join(second), *counts, f"{test['p_value']:.3g}"])
     return rows
 
 
 def spread_over_seeds(path: Path) -> str:
-    """What studies.search measured of a setting with several seeds."""
+    """What studies.search measured for a setting with several seeds."""
     runs = defaultdict(list)
     if path.exists():
-        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
-            runs[row["run"]].append(float(row["spare"] or row["val_accuracy"]))
-    several = {name: values for name, values in runs.items() if len(values) > 1}
-    if not several:
-        return "Another seed's training would differ, too: not measured."
-    name, values = max(several.items(), key=lambda item: len(item[1]))
-    return f"{len(values)} seeds of {name} lie between {percent(min(values))} and {percent(max(values))} % on spare images."
+        with reading(path, "run: python -m studies.search"):
+            for row in read_csv(path):
+                runs[row["run"]].append(float(row["spare"] or row["val_accuracy"]))
+    name, values = max(runs.items(), key=lambda item: len(item[1]), default=("", []))
+    if len(values) < 2:
+        return "The spread over seeds of the training was not measured."
+    return (
+        f"With {len(values)} seeds, {name} reaches {percent(min(values))} to {percent(max(values))} % on spare images."
+    )
 
 
 if __name__ == "__main__":
