@@ -83,8 +83,7 @@ def mild(images: torch.Tensor, random: torch.Tensor, std: torch.Tensor) -> torch
 def strong(images: torch.Tensor, random: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """One of the eight flips and quarter turns, a modest zoom and shift, a common gain and an offset per band.
 
-    Sampling between pixels blurs, but evaluation sees sharp images. So half of the images are neither zoomed nor shifted
-    and keep their pixels, apart from rounding.
+    Zooming blurs an image a little. Test images are not blurred, so half of the training images are not zoomed or shifted.
     """
     sign_x, sign_y = (torch.where(random[:, column] < 0.5, -1.0, 1.0) for column in (0, 1))
     transpose, moved = random[:, 2] < 0.5, random[:, 3] < 0.5

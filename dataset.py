@@ -104,7 +104,7 @@ def image_paths(root: Path, task: Task, files: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Split:
-    """One list: files as lists name them, sorted, and labels, (images,) int64, indices into CLASSES."""
+    """One list: files as lists name them, and labels, (images,) int64, indices into CLASSES."""
 
     files: list[str]
     labels: np.ndarray
@@ -173,7 +173,7 @@ def band_indices(task: Task, bands: Sequence[str]) -> list[int]:
 class EuroSATDataset(Dataset):
     """One list of images. `dataset[i]` is an image, float32 (bands, 64, 64), standardised per band, and its label.
 
-    The list is decoded once, into one array in memory, and moved to a GPU if it fits. `dataset[indices]` reads and
+    The list is decoded once, into one array in memory, and copied to the GPU if it takes less than a quarter of its memory. `dataset[indices]` reads and
     augments a whole batch at once: (batch, bands, 64, 64) and (batch,), on `device`. Augmentation depends on (seed,
     epoch, image) alone, not on the order or the number of workers; set `epoch` before each epoch.
 

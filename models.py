@@ -1,4 +1,4 @@
-"""The networks: torchvision backbones with loaded weights, cut after the pooling, then exactly one linear layer.
+"""The networks: torchvision backbones with loaded weights, global pooling, then exactly one linear layer.
 
 Six bands are two groups of three bands, so that each group fits weights made for three channels:
 
@@ -72,7 +72,7 @@ class Backbone(nn.Module):
             _, nodes = get_graph_node_names(network)
             poolings = [index for index, node in enumerate(nodes) if node in POOLINGS]
             if not poolings:
-                raise UserError(f"{name} cannot be cut after a global pooling; take another backbone, e.g. resnet18")
+                raise UserError(f"{name} has no global pooling; take another backbone, e.g. resnet18")
             self.features = create_feature_extractor(network, {nodes[poolings[-1] - 1]: "map"})
         self.norm = nn.Sequential()
         for part, module in getattr(network, "classifier", nn.Sequential()).named_children():
@@ -227,10 +227,10 @@ class TwinConvolution(nn.Module):
 
 
 class EarlyFusion(SingleNetwork):
-    """Two groups of three bands, fused before the non-linearity of the K-th convolution.
+    """Two groups of three bands: each has its first K convolutions, whose last outputs are averaged; then one network.
 
-    The first K convolutions exist twice, both with the loaded weights. Given the same three bands twice, the network
-    equals its three-band original. The K-th convolution must not lie on a residual branch.
+    Both start with the loaded weights. Given the same three bands twice, the network equals its three-band original.
+    `build_model` refuses a K-th convolution on a residual branch.
     """
 
     def __init__(self, backbone: Backbone, image_size: int, convolutions: int) -> None:

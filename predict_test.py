@@ -1,6 +1,7 @@
 """Tasks 2 and 3: the final model's logits, accuracy and TPR per class on the test list.
 
-Only this script looks at the test list, once per final model. Without an argument it does both tasks, if their models exist.
+No other script computes test figures of a model for the first time. Without an argument it does both tasks, if their models
+exist.
 
 reads   outputs/<profile>/<task>/final_model.pt, splits/<profile>/<task>/test.csv, the images
 writes  beside the model: test_logits.pt, (images, 10) float32; test_files.csv, whose line i names the image of row i;

@@ -13,6 +13,7 @@ from base.command_line import run
 from base.project import TASKS, Task, config, display_path
 
 from engine.final_model import model_path, tasks_with_model
+from engine.metrics import compute_metrics
 from engine.results import Prediction, Results, predict_test, read_results, save_results
 from engine.runtime import environment_changes
 from engine.splits import read_splits
@@ -53,6 +54,9 @@ def compare(task: Task, reference: Results, prediction: Prediction) -> bool:
     check("test files", same_files, f"the files of the reference {order} than those in splits/")
     check("images", record["images_sha256"] == prediction.images_sha256, "the pixels of some test image differ")
     check("model", record["model_sha256"] == prediction.model_sha256, "the reference was saved for another model")
+    one_view = compute_metrics(prediction.one_view, prediction.split.labels)["accuracy"]
+    told = f"accuracy with one view is {one_view:.2%}, saved was {record['one_view']:.2%}"
+    check("one view", abs(one_view - record["one_view"]) < 0.002, told)  # leaves room for images on a border
     print(f"  {'reference':<12}{'; '.join(reference.changes) or 'unchanged; its figures are those of its logits'}")
     changes = environment_changes(record["environment"], prediction.environment)
     print(f"  {'environment':<12}{changes or 'the same'}")

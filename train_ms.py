@@ -38,7 +38,7 @@ def main() -> None:
             train, val = train_and_val(setting.bands)
             train.augmentation = setting.augmentation
             weights = initial_weights(setting, pretrained_dir(), RGB, lists)
-            seed_everything(config.seed)  # the first team member's matriculation number
+            seed_everything(config.seed)  # the matriculation number, as soon as the team is filled in
             model = build_model(setting, weights)
             train_setting(setting, model, train, val, splits_hash(lists), MS.outputs / setting.name)
         if is_main_process():

@@ -28,12 +28,17 @@ def main() -> None:
     with training_session(RGB.outputs) as device:
         lists = read_splits(RGB.splits, RGB)
         images = functools.partial(EuroSATDataset, config.dataset_root, RGB, device=device, seed=config.seed)
-        train = images(lists["train"])
-        val = images(lists["val"], statistics=train.statistics)
+
+        @functools.cache  # settings with the same bands share their images
+        def train_and_val(bands: tuple[str, ...]) -> tuple[EuroSATDataset, EuroSATDataset]:
+            train = images(lists["train"], bands)
+            return train, images(lists["val"], bands, train.statistics)
+
         for setting in settings:
+            train, val = train_and_val(setting.bands)
             train.augmentation = setting.augmentation
             weights = load_initial_weights(setting, pretrained_dir())
-            seed_everything(config.seed)  # the first team member's matriculation number
+            seed_everything(config.seed)  # the matriculation number, as soon as the team is filled in
             model = build_model(setting, weights)
             train_setting(setting, model, train, val, splits_hash(lists), RGB.outputs / setting.name)
         if is_main_process():

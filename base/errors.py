@@ -12,7 +12,7 @@ CODE = Path(__file__).resolve().parents[1]
 
 
 class UserError(Exception):
-    """A mistake of the user's. The message says what is wrong, where, and what to do. Everything else is a bug."""
+    """A mistake of the user's. The message says what is wrong, where, and what to do."""
 
 
 def reason(error: BaseException) -> str:
@@ -21,13 +21,13 @@ def reason(error: BaseException) -> str:
 
 
 def line_and_status(error: BaseException) -> tuple[str, int] | None:
-    """The line that tells the user about an error, and the exit status; None for a bug."""
+    """The line that tells the user about an error, and the exit status; None for a bug, which shows its traceback."""
     if isinstance(error, UserError):
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, ModuleNotFoundError):
-        which = "requirements-more.txt" if "studies" in sys.argv[0] else "requirements.txt"
+        which = "requirements-more.txt" if Path(sys.argv[0]).parent.name == "studies" else "requirements.txt"
         return f"the package {error.name} is not installed; run: python -m pip install -r {which}", 2
     # numpy raises MemoryError, torch a RuntimeError with such a text.
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE):

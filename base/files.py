@@ -1,4 +1,4 @@
-"""Files: one way to read each kind, one way to write. A reader of a file sees the old content or the new one."""
+"""Files: one way to read each kind, one way to write. Nobody ever reads a file that is half written."""
 
 import contextlib
 import csv

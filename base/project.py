@@ -36,7 +36,7 @@ class Task:
     bands: tuple[str, ...]  # in the file's order; a JPEG's red, green and blue are B04, B03 and B02
     dtype: str  # "uint8", or "uint16" for reflectance times 10,000
     suffixes: tuple[str, ...]  # of its files, in lower case
-    layouts: tuple[str, ...]  # class folders below the data set root, in the known archives; lists name the second
+    layouts: tuple[str, ...]  # where archives put the class folders; lists use the second (`canonical_file`)
     profile: str | None = None  # None: the one in config.py
 
     def of_profile(self, profile: str) -> "Task":

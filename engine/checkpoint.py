@@ -1,15 +1,16 @@
 """What makes a run continue: last.pt, written after every epoch, and the identity that says which run a folder holds.
 
-Random numbers are functions of (seed, epoch, image) and the learning rate is one of the step, so last.pt is all the state
-there is. It also holds the best epoch's weights, from which the final model is chosen. A setting's folder belongs to one
-run: what another run left there is moved aside.
+No random generator needs saving: random numbers follow from (seed, epoch, image or process), and the learning rate from the
+step. So last.pt holds everything, the best epoch's weights too, from which the final model is chosen. A setting's folder
+belongs to one run: what another run left there is moved aside.
 """
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from base.files import load_tensors, reading, save_tensors, sha256
+from base.files import load_tensors, read_json, reading, save_tensors, sha256
 from base.project import CLASSES, display_path
 from base.setting import Setting
 
@@ -19,10 +20,10 @@ from torch import nn
 from dataset import EuroSATDataset
 from engine.runtime import announce, is_main_process, wait_for_all
 
-BY_CLASS = [f"val_{kind}_{name}" for kind in ("tpr", "ap") for name in CLASSES]  # None for a class without images
 HISTORY_HEADER = [
     *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mean_tpr"),
-    *(*BY_CLASS[:10], "val_map", *BY_CLASS[10:]),
+    *(f"val_tpr_{name}" for name in CLASSES),  # None for a class without images, as below
+    *("val_map", *(f"val_ap_{name}" for name in CLASSES)),
     *("learning_rate", "seconds"),
 ]
 
@@ -48,8 +49,13 @@ def run_hash(identity: dict) -> str:
 
 
 def archive_other_run(folder: Path, identity: dict) -> None:
-    """Move the folder aside if it holds a checkpoint of another run."""
-    former = read_checkpoint(folder)["identity"] if (folder / "last.pt").exists() else identity
+    """Move the folder aside if it holds another run, with or without its checkpoint."""
+    former, record = identity, folder / "setting.json"
+    if (folder / "last.pt").exists():
+        former = read_checkpoint(folder)["identity"]
+    elif record.exists():
+        with reading(record, "move its folder away"):
+            former = dict(read_json(record)["identity"])
     wait_for_all()  # every process has read it before the first one moves it
     if former == identity:
         return
@@ -68,14 +74,16 @@ def best_epoch(history: list[dict]) -> dict:
 
 def save_checkpoint(folder: Path, content: dict) -> None:
     """Write last.pt; the keys are those of `read_checkpoint`."""
-    save_tensors(folder / "last.pt", {**content, "sha256": _content_hash(content)})
+    save_tensors(folder / "last.pt", {**content, "sha256": sha256(*_contents(content))})
 
 
-def _content_hash(content: dict) -> str:
-    """Ties identity, history, statistics and weights together: of one run, and not edited."""
-    tensors = (content["mean"], content["std"], *content["best"].values(), *content["model"].values())
-    text = json.dumps([content["identity"], content["history"]])
-    return sha256(text.encode(), *(tensor.cpu().numpy().tobytes() for tensor in tensors))
+def _contents(value: object) -> Iterator[bytes]:
+    """All values in nested dictionaries and lists, in order. Their hash changes if one is edited or of another run."""
+    if isinstance(value, dict | list | tuple):
+        for part in value.items() if isinstance(value, dict) else value:
+            yield from _contents(part)
+    else:
+        yield value.cpu().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
 
 
 def read_checkpoint(folder: Path) -> dict:
@@ -91,8 +99,8 @@ def read_checkpoint(folder: Path) -> dict:
         for epoch, row in enumerate(content["history"], start=1):
             if list(row) != HISTORY_HEADER or row["epoch"] != epoch:
                 raise ValueError(f"epoch {epoch} of its history is damaged")
-        if content["sha256"] != _content_hash(content):
-            raise ValueError("its parts are of different runs")
+        if content.pop("sha256") != sha256(*_contents(content)):
+            raise ValueError("it was edited, or its parts are of different runs")
     return content
 
 

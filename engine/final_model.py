@@ -19,8 +19,7 @@ from engine.weights import RGB_MODEL, initial_weights_record, load_initial_weigh
 from models import Network, build_model, torchvision_name
 
 SELECTION_HEADER = [
-    *("setting", "selected", "best_epoch", "val_accuracy", "val_mean_tpr", "augmentation", "fusion", "bands"),
-    *("seconds", "run"),
+    *("setting", "selected", "best_epoch", "val_accuracy", "val_mean_tpr", "augmentation", "fusion", "bands", "run"),
 ]
 
 
@@ -162,8 +161,7 @@ def select_final_model(task: Task, settings: list[Setting], lists: dict[str, Spl
     for setting, run in runs.items():
         epoch, selected = bests[setting], "yes" if setting is chosen else "no"
         row = [setting.name, selected, epoch["epoch"], epoch["val_accuracy"], epoch["val_mean_tpr"]]
-        seconds = round(sum(epoch["seconds"] for epoch in run["history"]), 1)
-        row += [setting.augmentation, setting.fusion, " ".join(setting.bands), seconds, run_hash(run["identity"])]
+        row += [setting.augmentation, setting.fusion, " ".join(setting.bands), run_hash(run["identity"])]
         rows.append(dict(zip(SELECTION_HEADER, row, strict=True)))
     run = runs[chosen]
     with reading(task.outputs / chosen.name / "last.pt", "delete its folder and train again"):
@@ -186,7 +184,11 @@ def select_final_model(task: Task, settings: list[Setting], lists: dict[str, Spl
         "environments": run["environments"],
     }
     save_tensors(model_path(task), content, backup=True)
-    write_csv(task.outputs / "selection.csv", SELECTION_HEADER, [list(row.values()) for row in rows], backup=True)
+    # Not in the model's file, which the same training shall write again byte for byte.
+    seconds = [round(sum(epoch["seconds"] for epoch in run["history"]), 1) for run in runs.values()]
+    table = [[*list(row.values())[:-1], time, row["run"]] for row, time in zip(rows, seconds, strict=True)]
+    header = [*SELECTION_HEADER[:-1], "seconds", "run"]
+    write_csv(task.outputs / "selection.csv", header, table, backup=True)
     print(
         f"best by val: {chosen.name}, epoch {best['epoch']}, accuracy {best['val_accuracy']:.2%}, mean TPR "
         f"{best['val_mean_tpr']:.2%} ({task.name})\nwrote {display_path(model_path(task))}, selection.csv beside it, and a "

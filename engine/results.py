@@ -20,14 +20,14 @@ from dataset import EuroSATDataset, Split
 from engine import plots
 from engine.final_model import check_lists, load_model, model_hash
 from engine.metrics import average_precisions, by_class, compute_metrics
-from engine.runtime import choose_device, environment, gather_rows, process_count, process_rank
+from engine.runtime import choose_device, environment
 from engine.splits import parse_split, split_csv
 
 BATCH_SIZE = 100  # images per prediction step, one of the things that the last bits of logits depend on
 
 
 def predict(model: nn.Module, data: EuroSATDataset, views: int = 1, embed: bool = False) -> torch.Tensor:
-    """Logits (images, 10) float32 of a list, on the CPU, in evaluation mode. Each process computes its share.
+    """Logits (images, 10) float32 of a list, on the CPU, in evaluation mode.
 
     Args:
         embed: the input of the linear layer, (images, channels), instead of logits.
@@ -35,10 +35,10 @@ def predict(model: nn.Module, data: EuroSATDataset, views: int = 1, embed: bool 
     model.eval()
     outputs = []
     with torch.inference_mode():
-        for indices in torch.arange(process_rank(), len(data), process_count(), device=data.device).split(BATCH_SIZE):
+        for indices in torch.arange(len(data), device=data.device).split(BATCH_SIZE):
             images, _ = data[indices]  # (batch, bands, 64, 64)
             outputs.append(model.embed(images, views) if embed else model(images, views))
-        return gather_rows(torch.cat(outputs), len(data)).cpu()
+        return torch.cat(outputs).cpu()
 
 
 def evaluate(model: nn.Module, data: EuroSATDataset) -> dict:
@@ -66,7 +66,7 @@ class Prediction:
 
 
 def predict_test(root: Path, task: Task, lists: dict[str, Split]) -> Prediction:
-    """Predict the test list with the final model, which must have been trained with these lists."""
+    """Predict the test list with the final model. A UserError says that it was trained with other lists."""
     device = choose_device()
     final = load_model(task, device)
     check_lists(final, task, lists)

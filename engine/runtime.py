@@ -1,4 +1,4 @@
-"""What a run stands on: seeds, device, precision, several processes, the lock on a folder, the end by a signal."""
+"""Preparing a run: seeds, device, precision, processes, the folder's lock, and what happens on a signal."""
 
 import contextlib
 import ctypes
@@ -21,10 +21,10 @@ import torch.distributed as dist
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch: initial weights, dropout.
+    """Seed Python, numpy and torch: before a network is built, and again before each epoch.
 
-    The order of the images (engine/training.py) and their augmentation (augment.py) have generators of their own with the
-    same seed. The lists have SPLIT_SEED.
+    The order of the images (engine/training.py) and their augmentation (augment.py) have other generators, which follow from
+    the same seed. The lists follow from SPLIT_SEED.
     """
     random.seed(seed)
     np.random.seed(seed)
@@ -118,13 +118,6 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
-    """All `total` rows in order. Each process has rows rank, rank + processes, rank + 2 processes, …"""
-    whole = rows.new_zeros(total, *rows.shape[1:])
-    whole[process_rank() :: process_count()] = rows
-    return sum_over_processes(whole)
-
-
 @contextlib.contextmanager
 def joined_processes() -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did; yields this process's device."""
@@ -153,12 +146,13 @@ def locked_folder(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write below {display_path(folder)}: {error.strerror}; check PROJECT_ROOT") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for partial in (*folder.glob("*.partial"), *folder.glob("*/*.partial")):  # of a killed run: nobody writes now
-            partial.unlink(missing_ok=True)
     except BlockingIOError:
         raise UserError(f"another training is at work in {display_path(folder)}; wait for it or stop it") from None
     except OSError as error:  # some file systems of clusters have no locks
         print(f"note: {display_path(folder)} cannot be locked ({error.strerror}): do not start this twice at once")
+    for pattern in ("*/*.partial", "final_model.pt.*.partial", "selection.csv.*.partial"):  # left by a killed training
+        for partial in folder.glob(pattern):
+            partial.unlink(missing_ok=True)
     with open(lock):
         yield
 

@@ -27,16 +27,16 @@ from dataset import EuroSATDataset, band_indices
 from engine import checkpoint, plots, runtime
 from engine.results import evaluate
 from engine.weights import RGB_MODEL, weights_file
-from models import all_backbones
+from models import build_model
 
 
 def check_settings(task: Task) -> list[Setting]:
-    """The task's settings. A UserError names what does not exist; types and ranges were checked with config.py."""
+    """The task's settings. A UserError names what does not exist or work; config.py was checked for types and ranges."""
     for setting in task.settings:
         band_indices(task, setting.bands)
-        for name, known in ((setting.augmentation, list(AUGMENTATIONS)), (setting.backbone, all_backbones())):
-            if name not in known:
-                raise UserError(f"setting {setting.name!r} in config.py: unknown {name!r}; known: {', '.join(known)}")
+        if setting.augmentation not in AUGMENTATIONS:
+            raise UserError(f"unknown augmentation {setting.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
+        build_model(setting, weights=None)
         if setting.weights is not None and (task.name, setting.weights) != ("ms", RGB_MODEL):
             weights_file(setting.backbone, setting.weights)
     return task.settings
@@ -72,7 +72,9 @@ def train_one_epoch(
         train_loss and train_accuracy over the augmented images, and the last learning_rate.
     """
     device, precision, processes = train.device, runtime.choose_precision(train.device), runtime.process_count()
-    totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss and correct; reading them would wait for the GPU
+    totals = torch.zeros(
+        2, dtype=torch.float64, device=device
+    )  # loss and correct images; reading them at each step would wait for the GPU
     batches = epoch_batches(len(train), setting.batch_size, train.seed, epoch)
     shares = [batch[runtime.process_rank() :: processes] for batch in batches]
     on_device = torch.cat(shares).to(device).split([len(share) for share in shares])  # one copy, before the GPU is busy
@@ -122,12 +124,12 @@ def train_setting(
     if len(history) >= setting.epochs:
         runtime.announce(f"{setting.name}: finished before, best epoch {checkpoint.best_epoch(history)['epoch']}")
         return
-    now = runtime.environment(device)
+    now = {**runtime.environment(device), "processes": processes}
     if environments and (changes := runtime.environment_changes(environments[-1], now)):
         runtime.announce(f"note: {setting.name} continues elsewhere ({changes}) and will differ by rounding")
-    environments += [now] if now not in environments else []
+    environments += [now] if environments[-1:] != [now] else []
     if runtime.is_main_process():
-        record = {"identity": identity, "processes": processes, **now, "environments": environments}
+        record = {"identity": identity, **now, "environments": environments}
         write_json(folder / "setting.json", record)
     runtime.announce(f"{setting.name}: from epoch {len(history) + 1} of {setting.epochs} on {device}")
     trained = model
@@ -136,11 +138,11 @@ def train_setting(
         trained = DistributedDataParallel(trained)
     for epoch in range(len(history), setting.epochs):
         start = time.monotonic()
-        dropout = np.random.SeedSequence((train.seed, epoch, runtime.process_rank()))
-        runtime.seed_everything(int(dropout.generate_state(1)[0]))
+        seeds = np.random.SeedSequence((train.seed, epoch, runtime.process_rank()))
+        runtime.seed_everything(int(seeds.generate_state(1)[0]))  # dropout, if the network has any
         row = {"epoch": epoch + 1, **train_one_epoch(trained, train, optimizer, setting, epoch)}
         for buffer in model.buffers() if processes > 1 else ():
-            dist.broadcast(buffer, 0)  # running statistics of batch norm, which are not synchronised on CPUs
+            dist.broadcast(buffer, 0)  # batch norm on CPUs: all take the running statistics of the first process
         metrics = evaluate(model, val)
         row |= {f"val_{key}": metrics[key] for key in ("loss", "accuracy", "mean_tpr", "map")}
         row |= {f"val_tpr_{name}": metrics["tpr"][name] for name in CLASSES}
