@@ -22,12 +22,14 @@ import simplejpeg
 import skimage.io
 import tifffile
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from augment import band_statistics, preprocess, random_numbers
 
 SIDE = 64  # pixels, 10 m each
+CHUNK = 64  # images that are decoded at a time
+LONG_LIST = 4000  # GeoTIFFs, from which on worker processes are worth the second that they take to start
 REMEDY = "set DATASET_ROOT in config.py (or EUROSAT_DATASET_ROOT) to the folder that holds the unpacked archives"
 
 
@@ -153,13 +155,39 @@ def stretch_to_uint8(reflectances: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(1 + reflectances / 2750 * 254, 1, 255)).astype(np.uint8)
 
 
+class _Chunks(Dataset):
+    """Files, CHUNK at a time, decoded. An error is returned, because a worker process would wrap what it raises."""
+
+    def __init__(self, paths: list[str], task: Task, columns: list[int]) -> None:
+        self.chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+        self.task, self.columns = task, columns
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> np.ndarray | UserError:
+        try:
+            return np.stack([read_image(path, self.task)[:, :, self.columns] for path in self.chunks[index]])
+        except UserError as error:
+            return error
+
+
+def _unchanged(chunk):
+    return chunk
+
+
 def load_images(root: Path, task: Task, files: Sequence[str], bands: Sequence[str]) -> np.ndarray:
     """Decode a list into one array, (images, 64, 64, bands) uint8 or uint16; a UserError names a damaged image."""
-    paths, columns = image_paths(root, task, files), band_indices(task, bands)
+    chunks = _Chunks(image_paths(root, task, files), task, band_indices(task, bands))
+    # JPEGs take seconds on one core, and tifffile holds Python's lock: threads help with neither (docs/speed.md).
+    workers = os.cpu_count() if task.name == "ms" and len(files) > LONG_LIST else 0
+    generator = torch.Generator()  # otherwise the loader would draw from torch's
+    loader = DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=_unchanged, generator=generator)
     pixels = np.empty((len(files), SIDE, SIDE, len(bands)), task.dtype)
-    # One core: threads would wait for Python's lock, and this takes seconds (docs/speed.md).
-    for row, path in zip(pixels, tqdm(paths, "decode", unit="image", disable=None, leave=False), strict=True):
-        np.take(read_image(path, task), columns, axis=2, out=row, mode="clip")  # "clip" writes without a buffer
+    for index, chunk in enumerate(tqdm(loader, "decode", unit=f"x {CHUNK} images", disable=None, leave=False)):
+        if isinstance(chunk, UserError):
+            raise chunk
+        pixels[index * CHUNK : (index + 1) * CHUNK] = chunk
     return pixels
 
 

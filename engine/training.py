@@ -114,7 +114,7 @@ def train_setting(
     if min(map(len, epoch_batches(len(train), setting.batch_size, train.seed, 0))) < 2 * processes:
         told = f"{len(train)} training images in batches of at most {setting.batch_size}"
         raise UserError(
-            f"setting {setting.name!r}: {told} give {processes} process(es) fewer than two images at a time"
+            f"setting {setting.name!r}: {told} give {processes} process(es) fewer than two; set a larger batch_size"
         )
     identity = checkpoint.run_identity(setting, lists_sha256, train, val, model)
     checkpoint.archive_other_run(folder, identity)
