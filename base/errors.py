@@ -48,7 +48,8 @@ def started_by_torchrun() -> bool:
 def fail(message: str, status: int = 2) -> None:
     """Print one line on stderr and exit. One of several processes names its rank."""
     rank = f" (process {os.environ['RANK']})" if started_by_torchrun() else ""
-    print(f"{Path(sys.argv[0]).name}{rank}: {message}", file=sys.stderr, flush=True)
+    line = " ".join(message.splitlines())  # a file's name may have line breaks
+    print(f"{Path(sys.argv[0]).name}{rank}: {line}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -1,72 +1,141 @@
-"""Is what is no land-use patch marked as unlike the training set, and what is one not?
+"""Does classify.py mark what is no land-use patch as unlike the training set, and leave real patches unmarked?
 
-    python -m studies.unlike_check          both tasks, a minute
+Run from the project root: python -m studies.novelty_check; with `rgb` or `ms` for one task. A minute.
 
-200 strange images in five kinds of 40: clouds (white to grey fractal noise over a dark ground, nearly covered), noise
-(uniform, normal and constant), photographs and textures (crops of the pictures that come with scikit-image and
-scikit-learn), microscopy and astronomy (the same source), and radar (speckle: gamma-distributed, in grey). For six bands
-each is taken as reflectances, with the grey picture in the infrared.
+It makes 200 strange images of five kinds, 40 of each: clouds (white to grey fractal noise that nearly covers a dark ground),
+noise (uniform, normal and constant), photographs and textures (crops of the pictures in scikit-image and scikit-learn),
+microscopy and astronomy (same packages), and radar (grey, gamma-distributed speckle). For RGB they are 8-bit images without
+loss; for six bands they are taken as reflectances, with the grey image in the infrared.
 
-The threshold comes from val alone. What is compared (engine/unlike.py) was chosen with such images of another seed in view:
-the network's own features marked 16 % of them, mean colour and covariances all of them (three bands).
+For RGB it also saves real patches, which are not in the lists of train and val, in other ways and opens them as classify.py
+does: as 16-bit and float tif from the multispectral files, as PNG, and as JPEG of several qualities. classify.py leaves the
+marks of a JPEG out if its quality alone would bring them; the line says so.
 
-reads   the final models, features.pt beside them (made where it is not there), the test lists, the images
-writes  nothing: one line for each kind and for the test list
+The threshold comes from val alone. The features in scenes/novelty.py were chosen with such images of another seed: the
+network's features marked 16 % of them, mean colours and covariances all of them (three bands).
+
+reads   the final models, features.pt beside them (made if it is missing), the test lists, the images
+writes  nothing but a temporary folder; prints one line for each kind and for the test list
 """
 
 import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from base.command_line import run
+from base.project import MS, RGB, TASKS, Task, config
 
 import numpy as np
 import skimage.data
+import tifffile
 import torch
+from PIL import Image as Picture
 from skimage.color import gray2rgb
 from skimage.transform import resize
 from sklearn.datasets import load_sample_images
 
 from augment import preprocess
-from dataset import IMAGE_SETS, SIDE, EuroSATDataset
-from engine.evaluation import FinalModel, in_order, load_model
-from engine.splits import read_splits
-from engine.unlike import TrainingFeatures, training_features
-from project import TASKS, config, outputs_dir, run, splits_dir
+from dataset import SIDE, band_indices, find_images, read_image, stretch_to_uint8
+from engine.final_model import FinalModel
+from engine.results import BATCH_SIZE
+from scenes.novelty import TrainingFeatures, training_features
+from scenes.opening import jpeg_pixels, open_image
+from studies.subject import Subject, subjects
 
 EACH = 40
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "brick", "grass", "gravel", "camera", "coins")
 SCIENCE = ("immunohistochemistry", "hubble_deep_field", "retina", "moon", "cell", "microaneurysms")
 
 
-def main(tasks: tuple[str, ...]) -> None:
+def main(tasks: list[Task]) -> None:
     strange = strange_images(np.random.default_rng(1))
-    for task in tasks:
-        folder, splits = outputs_dir(task), splits_dir(task)
-        final = load_model(folder, task, torch.device("cpu"))
-        known = training_features(config.dataset_root, folder, splits, task, final)
-        if known is None:
+    for subject in subjects(tasks, "novelty_check"):
+        task, final = subject.task, subject.final
+        reference = training_features(config.dataset_root, task, final)
+        if reference is None:
             continue
-        test = read_splits(splits, task)["test"]
-        data = EuroSATDataset(config.dataset_root, task, test, final.bands, (final.mean, final.std))
-        print(f"{task}: threshold {known.threshold:.2f}")
-        report("test patches", known, torch.cat([known.distances(images) for images, _ in in_order(data)]))
-        distances = {kind: known.distances(standardised(final, task, images)) for kind, images in strange.items()}
-        for kind, own in distances.items():
-            report(kind, known, own)
-        report("all strange images", known, torch.cat(list(distances.values())))
+        print(f"{task.title}: threshold {reference.threshold:.2f}")
+        data = subject.images("test")
+        distances = [reference.distances(data[indices][0]) for indices in torch.arange(len(data)).split(BATCH_SIZE)]
+        print_share("test patches", reference, torch.cat(distances))
+        distances = {kind: reference.distances(as_input(final, task, images)) for kind, images in strange.items()}
+        for kind, values in (*distances.items(), ("all strange images", torch.cat(list(distances.values())))):
+            print_share(kind, reference, values)
+        if task is RGB:
+            check_encodings(subject, reference)
 
 
-def report(kind: str, known: TrainingFeatures, distances: torch.Tensor) -> None:
-    marked = int((distances > known.threshold).sum())
+def check_encodings(subject: Subject, reference: TrainingFeatures) -> None:
+    """Real patches saved in other ways; those that have a multispectral file and are not in the lists of train and val."""
+    used = set(subject.lists["train"].patches + subject.lists["val"].patches)
+    found = {patch: file for patch, file in (find_images(config.dataset_root, MS) or {}).items() if patch not in used}
+    bands = band_indices(MS, RGB.bands)
+    tifs = [read_image(f"{config.dataset_root}/{file}", MS)[:, :, bands] for file in found.values()]
+    jpegs = find_images(config.dataset_root, RGB) or {}
+    patches = [read_image(f"{config.dataset_root}/{jpegs[patch]}", RGB) for patch in found if patch in jpegs]
+    for kind, images, suffix, write in encodings(tifs, patches):
+        pixels, comparable = [], True
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"patch.{suffix}"
+            for image in images:
+                write(path, image)
+                with open_image(path) as opened:
+                    pixels.append(opened.training_pixels(RGB.name, RGB.bands))
+                    comparable &= opened.comparable
+        if pixels:
+            inputs = to_input(subject.final, np.stack(pixels))
+            print_share(
+                f"real patches, {kind}{'' if comparable else ' (marks left out)'}",
+                reference,
+                reference.distances(inputs),
+            )
+
+
+def encodings(tifs: list[np.ndarray], patches: list[np.ndarray]) -> list[tuple[str, list[np.ndarray], str, Callable]]:
+    """Name, images, ending of the file and how to write it."""
+    shape = {"photometric": "minisblack", "planarconfig": "contig"}
+    forms = [
+        ("16-bit tif", tifs, "tif", lambda path, image: tifffile.imwrite(path, image, **shape)),
+        (
+            "float tif",
+            tifs,
+            "tif",
+            lambda path, image: tifffile.imwrite(path, (image / 1e4).astype(np.float32), **shape),
+        ),
+        ("PNG of the stretched tif", [stretch_to_uint8(image) for image in tifs], "png", save_picture()),
+        ("PNG of the JPEG", patches, "png", save_picture()),
+    ]
+    for name, sampling, qualities in (("full", 0, (100, 95, 90)), ("halved", 2, (100, 99, 98, 95, 90, 75))):
+        for quality in qualities:
+            write = save_picture(quality=quality, subsampling=sampling)
+            forms.append((f"JPEG of quality {quality}, {name} colours", patches, "jpg", write))
+    return forms
+
+
+def save_picture(**options) -> Callable:
+    return lambda path, image: Picture.fromarray(image).save(path, **options)
+
+
+def print_share(kind: str, reference: TrainingFeatures, distances: torch.Tensor) -> None:
+    marked = int((distances > reference.threshold).sum())
     share = f"{marked} of {len(distances)} marked, {marked / len(distances):.1%}"
     print(f"  {kind}: {share}; median distance {distances.median():.1f}")
 
 
-def standardised(final: FinalModel, task: str, images: np.ndarray) -> torch.Tensor:
-    """(images, 64, 64, 3) in [0, 1], red, green, blue, as the model takes them: (images, bands, 64, 64)."""
-    if task == "rgb":
-        pixels = np.rint(images * 255).astype(np.uint8)
+def as_input(final: FinalModel, task: Task, images: np.ndarray) -> torch.Tensor:
+    """Red, green, blue in [0, 1], (images, 64, 64, 3), to the model's input, (images, bands, 64, 64)."""
+    if task is RGB:
+        pixels = np.stack([jpeg_pixels(image) for image in np.rint(images * 255).astype(np.uint8)])
     else:
-        grey, colours = images.mean(axis=-1), IMAGE_SETS["rgb"].bands
-        planes = [images[..., colours.index(band)] if band in colours else grey for band in final.bands]
+        grey = images.mean(axis=-1)
+        planes = [images[..., RGB.bands.index(band)] if band in RGB.bands else grey for band in final.bands]
         pixels = np.rint(np.stack(planes, axis=-1) * 2750).astype(np.uint16)
+    return to_input(final, pixels)
+
+
+def to_input(final: FinalModel, pixels: np.ndarray) -> torch.Tensor:
+    """(images, 64, 64, bands) to (images, bands, 64, 64), on the CPU."""
     return preprocess(torch.from_numpy(pixels), final.mean, final.std, "none", None)
 
 
@@ -108,7 +177,7 @@ def noise(random: np.random.Generator, index: int) -> np.ndarray:
 
 
 def crop(random: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """A square of 64 to 200 pixels out of a picture, at 64 pixels."""
+    """A random square of 64 to 200 pixels of a picture, resized to 64 pixels."""
     picture = picture if picture.ndim == 3 else gray2rgb(picture)
     side = int(random.integers(64, min(200, *picture.shape[:2]) + 1))
     top, left = (int(random.integers(size - side + 1)) for size in picture.shape[:2])
