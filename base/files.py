@@ -29,7 +29,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{display_path(path)} is missing; {remedy}") from None
     except Exception as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        said = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else reason(error)
         raise UserError(f"{display_path(path)} is damaged or cannot be read ({said}); {remedy}") from error
 
 

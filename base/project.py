@@ -157,7 +157,10 @@ def run_config(path: Path) -> dict[str, object]:
 def explain(error: pydantic.ValidationError, skip: int = 0) -> str:
     """The first problem on one line: where in the value (but for the first `skip` names), what is wrong, the value."""
     problem = error.errors()[0]
-    where = ".".join(map(str, problem["loc"][skip:]))
+    place = problem["loc"][skip:]
+    if error.title == "Setting" and place and isinstance(place[0], int):  # an argument without its name
+        place = (list(Setting.__dataclass_fields__)[place[0]], *place[1:])
+    where = ".".join(map(str, place))
     value = "" if problem["type"] == "value_error" else f", not {problem['input']!r:.80}"
     return f"{where}{': ' if where else ''}{problem['msg']}{value}"
 

@@ -33,12 +33,15 @@ from models import build_model
 def check_settings(task: Task) -> list[Setting]:
     """The task's settings. A UserError names what does not exist or work; config.py was checked for types and ranges."""
     for setting in task.settings:
-        band_indices(task, setting.bands)
-        if setting.augmentation not in AUGMENTATIONS:
-            raise UserError(f"unknown augmentation {setting.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
-        build_model(setting, weights=None)
-        if setting.weights is not None and (task.name, setting.weights) != ("ms", RGB_MODEL):
-            weights_file(setting.backbone, setting.weights)
+        try:
+            band_indices(task, setting.bands)
+            if setting.augmentation not in AUGMENTATIONS:
+                raise UserError(f"unknown augmentation {setting.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
+            build_model(setting, weights=None)
+            if setting.weights is not None and (task.name, setting.weights) != ("ms", RGB_MODEL):
+                weights_file(setting.backbone, setting.weights)
+        except UserError as error:
+            raise UserError(f"config.py: the setting {setting.name!r}: {error}") from error
     return task.settings
 
 
@@ -114,7 +117,7 @@ def train_setting(
     if min(map(len, epoch_batches(len(train), setting.batch_size, train.seed, 0))) < 2 * processes:
         told = f"{len(train)} training images in batches of at most {setting.batch_size}"
         raise UserError(
-            f"setting {setting.name!r}: {told} give {processes} process(es) fewer than two; set a larger batch_size"
+            f"setting {setting.name!r}: {told} give {processes} process(es) fewer than two at a time: too few"
         )
     identity = checkpoint.run_identity(setting, lists_sha256, train, val, model)
     checkpoint.archive_other_run(folder, identity)
@@ -123,6 +126,8 @@ def train_setting(
     history, best, environments = checkpoint.load_checkpoint(folder, model, optimizer)
     if len(history) >= setting.epochs:
         runtime.announce(f"{setting.name}: finished before, best epoch {checkpoint.best_epoch(history)['epoch']}")
+        if runtime.is_main_process() and not (folder / "val_curves.png").exists():
+            draw_curves(folder, history, identity, train.task.title)
         return
     now = {**runtime.environment(device), "processes": processes}
     if environments and (changes := runtime.environment_changes(environments[-1], now)):
@@ -157,9 +162,7 @@ def train_setting(
             best = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         if runtime.is_main_process():
             if epoch + 1 == setting.epochs:
-                best_row, source = checkpoint.best_epoch(history), checkpoint.run_hash(identity)
-                curves = folder / "val_curves.png"
-                plots.val_curves(curves, setting.name, history, best_row["epoch"], train.task.title, source)
+                draw_curves(folder, history, identity, train.task.title)
             write_csv(folder / "history.csv", checkpoint.HISTORY_HEADER, [list(row.values()) for row in history])
             content = {"identity": identity, "environments": environments, "history": history, "best": best}
             content |= {"mean": train.statistics[0], "std": train.statistics[1]}
@@ -170,3 +173,9 @@ def train_setting(
             f"{row['val_accuracy']:.2%}, mean TPR {row['val_mean_tpr']:.2%}, {row['seconds']:.1f} s"
             f"{' (best so far)' if is_best else ''}"
         )
+
+
+def draw_curves(folder: Path, history: list[dict], identity: dict, title: str) -> None:
+    """The graph of a setting: val_curves.png."""
+    best, source = checkpoint.best_epoch(history)["epoch"], checkpoint.run_hash(identity)
+    plots.val_curves(folder / "val_curves.png", folder.name, history, best, title, source)

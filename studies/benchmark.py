@@ -55,9 +55,6 @@ def main() -> None:
     print(f"wrote {display_path(path)}\nnext: compare it with the table in docs/speed.md")
 
 
-# Measuring -------------------------------------------------------------------------------------------------------
-
-
 def measure_in_turn(*actions: Callable[[], object], rounds: int) -> list[list[float]]:
     """Seconds of each action, in the order A B A B …, after one round that does not count."""
     seconds: list[list[float]] = [[] for _ in actions]
@@ -97,9 +94,6 @@ def training_images(task: Task, images: int | None = None) -> Split:
 def wait_for_gpu(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-# Training and prediction -----------------------------------------------------------------------------------------
 
 
 class Training:
@@ -198,9 +192,6 @@ def prediction_loop() -> Iterator[dict]:
     yield benchmark_row(f"prediction loop / forward only ({ready.device})", median_ratio(limit, loop), 0.95, loop=speed)
 
 
-# The classic loop ------------------------------------------------------------------------------------------------
-
-
 class ClassicDataset(Dataset):
     """One image at a time through PIL and torchvision's transforms, as in the public solutions."""
 
@@ -248,9 +239,6 @@ def train_classic_epoch(*arguments: object) -> None:
         loss.backward()
         optimizer.step()
     wait_for_gpu(device)
-
-
-# Decoding --------------------------------------------------------------------------------------------------------
 
 
 def decoding() -> Iterator[dict]:

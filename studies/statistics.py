@@ -46,9 +46,6 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     return {"first_alone": alone[0], "second_alone": alone[1], "p_value": float(p_value)}
 
 
-# Calibration -----------------------------------------------------------------------------------------------------
-
-
 def reliability(logits: torch.Tensor, labels: np.ndarray, bins: int = 15) -> dict[str, np.ndarray]:
     """Sort the images by their confidence, the largest probability, into equal bins of (0, 1].
 

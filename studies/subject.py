@@ -33,9 +33,6 @@ from models import Network, build_model
 RECIPE = "recipe of the public solutions / default RGB run"
 
 
-# The model under study -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Subject:
     """A final model, its lists and its test results.
@@ -120,9 +117,6 @@ def write_study(
     print(f"{title}{finding}\nwrote {display_path(folder)}/study.json{''.join(f', {name}' for name in figures)}")
 
 
-# Training for comparison -----------------------------------------------------------------------------------------
-
-
 def start_training(
     setting: Setting, task: Task, lists: dict[str, Split], seed: int, device: torch.device
 ) -> tuple[Network, EuroSATDataset]:
@@ -147,9 +141,6 @@ def train_run(
 def predict_with(setting: Setting, weights: dict[str, torch.Tensor], data: EuroSATDataset, views: int) -> torch.Tensor:
     """Logits (images, 10) of a setting's network with these weights."""
     return predict(load_weights(setting, weights).to(data.device, memory_format=torch.channels_last), data, views)
-
-
-# Numbers and text ------------------------------------------------------------------------------------------------
 
 
 def band_features(pixels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A few real images, and scripts run as a user runs them: `python file.py` in a process of its own."""
+"""Real images, project roots, and two ways to run a script: in the test's own process (`here`), as a process (`user`)."""
 
 import dataclasses
 import fcntl
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-# The tests share two cores between two workers; more threads each only wait for one another.
+# Two workers share two cores. More threads would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # one list of fonts for all project roots
 
@@ -23,24 +23,27 @@ import torch
 CODE = Path(__file__).parent.parent
 sys.path.insert(0, str(CODE))
 
-from engine import training, weights  # noqa: E402
-from project import CLASSES, config  # noqa: E402
+from base.project import CLASSES, config  # noqa: E402
 
-IMAGES_PER_CLASS = 10
-OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}  # to try the network fails at once
-# Settings that train in seconds: what is tested is the machinery, not the accuracy.
+from engine import training, weights  # noqa: E402
+
+CHAIN = (
+    *("split_data.py", "verify_splits.py", "train_rgb.py", "train_ms.py", "predict_test.py", "reproduce.py"),
+    *("rank_images.py", "make_report.py"),
+)
+OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}  # any use of the network fails
+# These settings train in seconds. The tests are about the machinery, not about accuracy.
 SMALL_SETTINGS = """
 import os
-from project import config
-from setting import Setting
-small = dict(weights=None, backbone="mobilenet_v3_small", image_size=32, batch_size=16, weight_averaging=0.5)
+from base.project import config
+from base.setting import Setting
+small = dict(weights=None, backbone="shufflenet_v2_x0_5", image_size=32, batch_size=4, learning_rate=3e-2)
 groups = (("B04", "B03", "B02"), ("B08", "B11", "B12"))
-for of_tasks in config.settings.values():
-    of_tasks["rgb"] = [Setting("first", "mild", epochs=2, **small), Setting("second", "strong", epochs=2, views=8, **small)]
-    of_tasks["ms"] = [Setting("late", "strong", epochs=1, band_groups=groups, fusion="concat", views=8, **small)]
-exec(os.environ.get("TEST_CONFIG", ""))
+for tasks in config.settings.values():
+    tasks["rgb"] = [Setting("first", "mild", epochs=2, **small), Setting("second", "strong", epochs=2, views=8, **small)]
+    tasks["ms"] = [Setting("late", "strong", epochs=2, band_groups=groups, fusion="concat", views=8, **small)]
 """
-# Writes down what a script changes outside the project root and each address that it looks up or connects to.
+# Records each change outside the project root and each address that is looked up or connected to.
 WATCH = """
 import os, sys
 root = os.environ["EUROSAT_PROJECT_ROOT"]
@@ -57,14 +60,26 @@ def watch(event, arguments):
                     os.write(log, f"{event} {path}\\n".encode())
 sys.addaudithook(watch)
 """
+# Runs several scripts in one process, with a form feed after the output of each.
+RUN_ALL = """
+import runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+    print("\\f", flush=True)
+"""
 
 
-# The sample's patches of which both files are there: {class: ["Forest_1432", …]}.
+# The sample's patches that have both files: {class: ["Forest_1432", …]}.
 NAMES = {name: sorted(path.stem for path in (CODE / "sample/EuroSAT_MS" / name).iterdir()) for name in CLASSES}
 
 
 def jpeg(class_name: str, index: int = 0) -> str:
-    """One of them, from the data set root on."""
+    """The RGB file of one of these patches, from the data set root on."""
     return f"EuroSAT_RGB/{class_name}/{NAMES[class_name][index]}.jpg"
 
 
@@ -72,16 +87,11 @@ def tif(class_name: str, index: int = 0) -> str:
     return f"EuroSAT_MS/{class_name}/{NAMES[class_name][index]}.tif"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each worker starts with one half: while the first makes `trained` the second has tests that do without it."""
-    items.sort(key=lambda item: "trained" not in item.fixturenames)
-
-
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], object]:
-    """`once(name, make)`: what `make` of a folder with this name gave; made by the worker that comes first, for all."""
-    own = tmp_path_factory.getbasetemp()
-    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    """`once(name, make)`: what `make` of a new folder returns. The worker that comes first makes it for all."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def take(name: str, make: Callable[[Path], object]) -> object:
         folder, made = common / name, common / f"{name}.pickle"
@@ -97,47 +107,30 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], object]:
 
 @pytest.fixture(scope="session")
 def sample(once) -> Path:
-    """A data set root with ten real images per class in both sets, read-only; not to be changed."""
+    """A read-only data set root with ten real images per class in both sets. Tests do not change it."""
     return once("sample", copy_sample)
 
 
 def copy_sample(folder: Path) -> Path:
-    for kind, suffix in (("EuroSAT_RGB", "jpg"), ("EuroSAT_MS", "tif")):
-        for class_name, names in NAMES.items():
-            (folder / kind / class_name).mkdir(parents=True)
-            for name in names:
-                shutil.copyfile(
-                    CODE / "sample" / kind / class_name / f"{name}.{suffix}",
-                    folder / kind / class_name / f"{name}.{suffix}",
-                )
-    for path in folder.rglob("*"):
+    for file in (name(class_name, index) for name in (jpeg, tif) for class_name in CLASSES for index in range(10)):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(CODE / "sample" / file, folder / file)
+    for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    folder.chmod(0o555)
     return folder
 
 
 @pytest.fixture
 def own_sample(sample, tmp_path) -> Path:
-    """A copy of it that a test may damage."""
-    copy = Path(shutil.copytree(sample, tmp_path / "own sample ü"))
-    for path in [copy, *copy.rglob("*")]:
+    """A copy that a test may damage."""
+    return writable_copy(sample, tmp_path / "own sample ü")
+
+
+def writable_copy(sample: Path, folder: Path) -> Path:
+    shutil.copytree(sample, folder)
+    for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755)
-    return copy
-
-
-@pytest.fixture
-def project(tmp_path, sample, monkeypatch) -> Path:
-    """A project root of its own, in this process: profile demo, small settings, the sample as data set root."""
-    root = tmp_path / "project"
-    root.mkdir()
-    for field in dataclasses.fields(config):
-        monkeypatch.setattr(
-            config, field.name, getattr(config, field.name)
-        )  # put back afterwards, whatever a test sets
-    config.settings = {profile: dict(of_tasks) for profile, of_tasks in config.settings.items()}
-    exec(SMALL_SETTINGS, {})
-    config.project_root, config.dataset_root, config.profile = root, sample, "demo"
-    return root
+    return folder
 
 
 def files_below(folder: Path) -> dict[str, str]:
@@ -148,103 +141,92 @@ def files_below(folder: Path) -> dict[str, str]:
 
 def state_of(folder: Path) -> dict[str, tuple]:
     """{path: (kind and permissions, size, time of last change, SHA-256)} of a folder and all below it."""
-    digests = files_below(folder)
-    state = {}
+    digests, state = files_below(folder), {}
     for path in [folder, *folder.rglob("*")]:
         name, stat = str(path.relative_to(folder)), path.stat()
         state[name] = (stat.st_mode, stat.st_size, stat.st_mtime_ns, digests.get(name))
     return state
 
 
-class Here:
-    """Runs scripts as `User` does, but in this process and with config as it is: no seconds spent on starting."""
+class Runner:
+    """Checks the exit status of scripts. `finish` runs one: exit status, stdout, stderr."""
 
-    def __init__(self, monkeypatch, capsys) -> None:
-        self.monkeypatch, self.capsys = monkeypatch, capsys
+    def run(self, command: str, *arguments: str, status: int = 0, **environment: str) -> str:
+        """Run "script.py argument …"; return what it printed, stderr last."""
+        code, out, err = self.finish(*command.split(), *arguments, **environment)
+        assert code == status, f"{command}: status {code}\n{out}\n{err}"
+        return out + err
 
-    def finish(self, script: str, *arguments: str) -> tuple[int, str, str]:
-        """Exit status, stdout, stderr."""
+    def refused(self, command: str, *arguments: str, **environment: str) -> str:
+        """Run a script that must end with status 2 and one line on stderr; return it."""
+        status, out, err = self.finish(*command.split(), *arguments, **environment)
+        lines = [line for line in err.splitlines() if not line.startswith("note:")]
+        assert status == 2 and len(lines) == 1, f"{command}: status {status}\n{out}\n{err}"
+        assert lines[0].startswith(f"{Path(command.split()[0]).name}: "), lines
+        return lines[0]
+
+
+class Here(Runner):
+    """Runs scripts in this process, with `config` as it is: no seconds are spent on starting."""
+
+    def __init__(self, root: Path, monkeypatch, capsys) -> None:
+        self.root, self.monkeypatch, self.capsys = root, monkeypatch, capsys
+
+    def finish(self, script: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        for name, value in environment.items():
+            self.monkeypatch.setenv(name, value)
         self.monkeypatch.setattr(sys, "argv", [str(CODE / script), *arguments])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(CODE / script), run_name="__main__")
         return ended.value.code or 0, *self.capsys.readouterr()
 
-    def run(self, script: str, *arguments: str, status: int = 0) -> str:
-        """Run to the end, hold it to its exit status, return what it printed (stderr behind stdout)."""
-        code, out, err = self.finish(script, *arguments)
-        assert code == status, f"{script}: status {code}\n{out}\n{err}"
-        return out + err
 
-    def refused(self, script: str, *arguments: str) -> str:
-        """Run a script that must end with status 2 and one line on stderr; return that line."""
-        return one_line(script, *self.finish(script, *arguments))
+class User(Runner):
+    """Runs scripts as processes in a project root, with the profile demo and small settings.
 
+    Args:
+        setup: Python code that each process runs after the small settings.
+        launcher: arguments of Python before the script's path.
+    """
 
-def one_line(script: str, status: int, out: str, err: str) -> str:
-    lines = [line for line in err.splitlines() if not line.startswith("note:")]
-    assert status == 2 and len(lines) == 1, f"{script}: status {status}\n{out}\n{err}"
-    assert lines[0].startswith(f"{Path(script).name}: "), lines
-    return lines[0]
+    def __init__(self, root: Path, dataset_root: Path, setup: str = "", launcher: tuple[str, ...] = ()) -> None:
+        self.root, self.launcher = root, launcher
+        (root / "site").mkdir(parents=True)
+        text = f"import sys; sys.path.insert(1, {str(CODE)!r})\n{SMALL_SETTINGS}\n{setup}"
+        (root / "site" / "sitecustomize.py").write_text(text)  # Python imports it at its start
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHINDUCTOR", "PYTEST"))}
+        roots = {"EUROSAT_PROJECT_ROOT": str(root), "EUROSAT_DATASET_ROOT": str(dataset_root)}
+        self.environment = {**kept, **OFFLINE, **roots, "EUROSAT_PROFILE": "demo", "PYTHONPATH": str(root / "site")}
+
+    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        command = [sys.executable, *self.launcher, str(CODE / script), *arguments]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env={**self.environment, **environment}, cwd=self.root, **output)
+
+    def finish(self, script: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        process = self.start(script, *arguments, **environment)
+        out, err = process.communicate(timeout=500)
+        return process.returncode, out, err
 
 
 @pytest.fixture
-def here(project, monkeypatch, capsys, tmp_path) -> Here:
-    for name, value in OFFLINE.items():
+def project(tmp_path, sample, monkeypatch) -> Path:
+    """A project root for this process: profile demo, small settings, the sample as data set root, no network."""
+    root = tmp_path / "project"
+    root.mkdir()
+    for name, value in {**OFFLINE, "TORCH_HOME": str(root / "none")}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # no weights that this machine may have
-    return Here(monkeypatch, capsys)
+    for field in dataclasses.fields(config):  # restores them afterwards, whatever a test sets
+        monkeypatch.setattr(config, field.name, getattr(config, field.name))
+    config.settings = {profile: dict(tasks) for profile, tasks in config.settings.items()}
+    exec(SMALL_SETTINGS, {})
+    config.project_root, config.dataset_root, config.profile = root, sample, "demo"
+    return root
 
 
-class User:
-    """Runs scripts in a project root with a data set root and small settings."""
-
-    def __init__(self, root: Path, dataset_root: Path, **environment: str) -> None:
-        self.root = root
-        root.mkdir(exist_ok=True)
-        # Python imports sitecustomize at its start: how the tests put small settings in place of config.py's.
-        site = root / "site"
-        site.mkdir(exist_ok=True)
-        (site / "sitecustomize.py").write_text(f"import sys; sys.path.insert(1, {str(CODE)!r})\n{SMALL_SETTINGS}")
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")},
-            "PYTHONPATH": str(site),
-            "EUROSAT_PROJECT_ROOT": str(root),
-            "EUROSAT_DATASET_ROOT": str(dataset_root),
-            "EUROSAT_PROFILE": "demo",
-            **OFFLINE,
-            **environment,
-        }
-
-    def command(self, script: str, *arguments: str) -> list[str]:
-        return [sys.executable, str(CODE / script), *arguments]
-
-    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            self.command(script, *arguments),
-            env={**self.environment, **environment},
-            cwd=self.root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, script: str, *arguments: str, status: int = 0, **environment: str) -> str:
-        """Run to the end, hold it to its exit status, return what it printed (stderr behind stdout)."""
-        process = self.start(script, *arguments, **environment)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == status, f"{script}: status {process.returncode}\n{out}\n{err}"
-        return out + err
-
-    def refused(self, script: str, *arguments: str, **environment: str) -> str:
-        """Run a script that must end with status 2 and one line on stderr; return that line."""
-        process = self.start(script, *arguments, **environment)
-        out, err = process.communicate(timeout=300)
-        return one_line(script, process.returncode, out, err)
-
-    def move(self, root: Path) -> None:
-        """Take another project root from now on."""
-        self.root = root
-        self.environment["EUROSAT_PROJECT_ROOT"] = str(root)
+@pytest.fixture
+def here(project, monkeypatch, capsys) -> Here:
+    return Here(project, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -252,107 +234,94 @@ def user(tmp_path, sample) -> User:
     return User(tmp_path / "project root ü", sample)
 
 
+@pytest.fixture
+def stand_in(project, monkeypatch) -> Callable[[object], Path]:
+    """`stand_in(tensors)`: a file in pretrained/ that takes the place of all initial weights. Returns its path."""
+
+    def put(content: object) -> Path:
+        path = project / "pretrained" / "stand-in.pth"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        file = weights.WeightsFile("a stand-in", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        for module in (weights, training):
+            monkeypatch.setattr(module, "weights_file", lambda backbone, weights: file)
+        return path
+
+    return put
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """While one worker makes `trained`, the other has tests that do without it: each starts with one half."""
+    items.sort(key=lambda item: "trained" not in item.fixturenames)
+
+
 @pytest.fixture(scope="session")
 def trained(once, sample) -> User:
-    """Who has run the whole chain on the sample; not to be changed. `transcript`: {script: what it printed}."""
+    """The whole chain has run on the sample. Tests only read it. `transcript`: {script: what it printed}."""
     return once("trained", lambda folder: run_the_chain(folder / "root", sample))
 
 
 def run_the_chain(root: Path, sample: Path) -> User:
-    someone = User(root, sample, PYTHONDONTWRITEBYTECODE="1")
-    del someone.environment["MPLCONFIGDIR"]
-    with (root / "site" / "sitecustomize.py").open("a") as site:
-        site.write(WATCH)
-    someone.transcript, someone.images_before = {}, state_of(sample)
-    for script in (
-        *("split_data.py", "verify_splits.py", "train_rgb.py", "train_ms.py", "predict_test.py", "reproduce.py"),
-        *("rank_images.py", "make_report.py"),
-    ):
-        someone.transcript[script] = someone.run(script)
-    return someone
+    user = User(root, sample, f"import sys; sys.dont_write_bytecode = True\n{WATCH}", ("-c", RUN_ALL))
+    del user.environment["MPLCONFIGDIR"]
+    user.images_before = state_of(sample)
+    output = user.run(CHAIN[0], *(str(CODE / script) for script in CHAIN[1:]))
+    user.transcript = dict(zip(CHAIN, output.split("\f\n"), strict=False))
+    return user
 
 
-@pytest.fixture
-def trained_copy(trained, tmp_path, sample) -> User:
-    """A copy of it that a test may change."""
-    root = Path(shutil.copytree(trained.root, tmp_path / "copy"))
-    return User(root, sample)
+class Place(Here):
+    """A copy of the trained project root, to be damaged. Scripts run in this process."""
 
+    def __init__(self, root: Path, trained: User, monkeypatch, capsys) -> None:
+        super().__init__(root, monkeypatch, capsys)
+        self.trained_root, self.outputs = trained.root, root / "outputs/demo/rgb"
+        shutil.copytree(trained.root / "splits", root / "splits")
+        # Links, which scripts replace and never write into; but each place has a lock of its own.
+        unlocked = shutil.ignore_patterns("train.lock")
+        shutil.copytree(trained.root / "outputs", root / "outputs", copy_function=os.link, ignore=unlocked)
 
-class Place:
-    """A copy of the trained project root, and of the data set where asked for, to be damaged; scripts run in this process."""
+    def own_sample(self) -> Path:
+        """The data set root, from now on a copy that may be damaged."""
+        folder = self.root.parent / "own sample ü"
+        if config.dataset_root != folder:
+            config.dataset_root = writable_copy(config.dataset_root, folder)
+        return folder
 
-    def __init__(self, project, trained, sample, here, monkeypatch) -> None:
-        self.root, self.sample, self.here, self.monkeypatch = project, sample, here, monkeypatch
-        self.trained_root = trained.root
-        shutil.copytree(trained.root / "splits", project / "splits")
-        shutil.copytree(trained.root / "outputs", project / "outputs", copy_function=os.link)
+    def listed_image(self, task: str, part: str = "train", index: int = 0) -> Path:
+        """An image of a list, below `own_sample`."""
+        return self.own_sample() / self.list_path(task, part).read_text().splitlines()[1 + index].split(",")[0]
 
-    def own_sample(self):
-        """A copy of the data set that may be damaged; the image files are links, to be replaced rather than changed."""
-        if self.sample == config.dataset_root:
-            config.dataset_root = self.root.parent / "own sample ü"
-            shutil.copytree(self.sample, config.dataset_root, copy_function=os.link)
-            for path in [config.dataset_root, *config.dataset_root.rglob("*")]:
-                if path.is_dir():
-                    path.chmod(0o755)
-        return config.dataset_root
+    def list_path(self, task: str, part: str) -> Path:
+        return self.root / f"splits/demo/{task}/{part}.csv"
 
-    def images(self, task, name):
-        return self.own_sample() / {"rgb": "EuroSAT_RGB", "ms": "EuroSAT_MS"}[task] / name
-
-    def first_image(self, task):
-        path = self.own_sample() / self.list(task, "train").read_text().splitlines()[1].split(",")[0]
-        return unlinked(path) if path.is_file() else path
-
-    def list(self, task, part):
-        return self.root / "splits/demo" / task / f"{part}.csv"
-
-    def edit(self, task, part, change):
-        path = self.list(task, part)
+    def edit(self, task: str, part: str, change: Callable[[list[str]], list[str]]) -> None:
+        """Change the lines of a list."""
+        path = self.list_path(task, part)
         path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
 
-    def line(self, text):
-        self.edit("rgb", "train", lambda lines: [*lines, text])
-        return "train_rgb.py"
+    def output(self, name: str) -> Path:
+        """A file in outputs/demo/rgb that may be changed: no longer a link to the trained one."""
+        path = self.outputs / name
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+        return path
 
-    def output(self, name):
-        return unlinked(self.root / "outputs/demo/rgb" / name)
-
-    def change(self, name, change):
+    def change(self, name: str, change: Callable) -> None:
+        """Change what a file of tensors in outputs/demo/rgb holds."""
         path = self.output(name)
         content = torch.load(path, weights_only=True)
         change(content)
         torch.save(content, path)
-        return "predict_test.py rgb"
 
-    def settings(self, task, **changes):
-        own = config.settings["demo"]
-        own[task] = [dataclasses.replace(own[task][0], **changes)]
+    def settings(self, task: str, **changes) -> str:
+        """Train only the first setting of a task, with these changes; return the command."""
+        tasks = config.settings["demo"]
+        tasks[task] = [dataclasses.replace(tasks[task][0], **changes)]
         return f"train_{task}.py"
-
-    def pretrained(self, content):
-        """A file of initial weights for mobilenet_v3_small, as if it were torchvision's own."""
-        path = self.root / "pretrained" / "stand-in.pth"
-        path.parent.mkdir(exist_ok=True)
-        torch.save(content, path)
-        self.weights_are(path)
-
-    def weights_are(self, path):
-        file = weights.WeightsFile("a stand-in", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-        for module in (weights, training):
-            self.monkeypatch.setattr(module, "weights_file", lambda backbone, weights: file)
-
-
-def unlinked(path):
-    """The same file, no longer the same as the one it was linked from."""
-    if not path.is_symlink():
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content)
-    return path
 
 
 @pytest.fixture
-def place(project, trained, sample, here, monkeypatch):
-    return Place(project, trained, sample, here, monkeypatch)
+def place(project, trained, monkeypatch, capsys) -> Place:
+    return Place(project, trained, monkeypatch, capsys)

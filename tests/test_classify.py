@@ -90,9 +90,6 @@ def model_of(task):
     return load_model(task, torch.device("cpu"))
 
 
-# Patches ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_patch_has_one_line_and_a_row_with_the_models_answer(classified):
     names = [(config.dataset_root / jpeg("River"), RGB), (config.dataset_root / tif("Forest"), MS)]
     output = classified.run("classify.py", *(str(path) for path, _ in names))
@@ -122,9 +119,6 @@ def test_a_patch_in_any_form_becomes_what_the_model_was_trained_on(sample, tmp_p
         with open_image(path) as image:
             assert np.array_equal(image.training_pixels("rgb", RGB.bands), expected), path
     assert np.array_equal(read(sample / tif("Forest"), MS_BANDS)[0], reflectances)
-
-
-# Scenes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -195,9 +189,6 @@ def test_strips_are_read_as_the_whole(classified, tmp_path, monkeypatch):
     assert np.array_equal(whole.pixels, strips.pixels) and whole.pixels.sum() == 185 * 150
 
 
-# Bands -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("band", "names"),
     [
@@ -239,9 +230,6 @@ def test_names_win_over_order_and_colours_over_nothing(tmp_path, sample):
     assert np.array_equal(found, pick(pixels))
 
 
-# Units and no-data -----------------------------------------------------------------------------------------------
-
-
 def test_units_that_the_file_states_are_applied(tmp_path):
     tags = {"scales": [1e-4] * 13, "offsets": [-0.1] * 13}
     pixels, notes = read(write_tif(tmp_path / "a.tif", SMOOTH + np.uint16(1000), MS_BANDS, **tags))
@@ -276,9 +264,6 @@ def test_an_alpha_band_masks_and_water_set_to_zero_is_data(tmp_path):
     assert np.array_equal(read(write_tif(tmp_path / "b.tif", water, SIX, nodata=0))[0], water)
 
 
-# Grids -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("crs", "width", "height", "hectares"),
     [
@@ -298,8 +283,6 @@ def test_other_pixels_are_warped_to_the_utm_zone_at_10_m(tmp_path, crs, width, h
     assert pixels.any(-1).all() and abs(pixels.any(-1).sum() / 100 / hectares - 1) < 0.02
     assert abs(pixels.mean((0, 1)) - pick(SMOOTH).mean((0, 1))).max() < 5
 
-
-# Products --------------------------------------------------------------------------------------------------------
 
 STEP = {"B01": 6, "B09": 6, "B10": 6, **dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12", "SCL"), 2)}
 
@@ -373,9 +356,6 @@ def test_a_vrt_of_local_files_is_read(tmp_path):
     assert np.array_equal(read(vrt(tmp_path / "a.vrt", "a.tif"), RGB.bands)[0], pick(SMOOTH, RGB.bands))
 
 
-# Unlike the training set -----------------------------------------------------------------------------------------
-
-
 def test_what_is_no_patch_is_marked(classified, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Picture.fromarray(noise).save(tmp_path / "noise.png")
@@ -403,9 +383,6 @@ def test_the_threshold_lets_99_percent_of_val_pass():
     assert statistics(images).shape == (2, 33) and statistics(torch.zeros(1, 6, 64, 64)).isfinite().all()
     distances = torch.cdist((val - reference.mean) @ reference.whitening, reference.features.float()).amin(1)
     assert (distances > reference.threshold).sum() == 2
-
-
-# Refused ---------------------------------------------------------------------------------------------------------
 
 
 def bad_inputs(at):

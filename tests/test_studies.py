@@ -1,9 +1,13 @@
-"""The studies on small models: each leaves what the appendix shows, a person's verdicts live on, and the explorer works."""
+"""The studies on small models: each fills its part of the appendix, verdicts live on, and the explorer works."""
 
 import csv
+import dataclasses
 import json
+import math
 import os
 import shutil
+
+from base.project import CLASSES, MS, RGB, config
 
 import numpy as np
 import onnxruntime
@@ -11,14 +15,12 @@ import pytest
 import torch
 from conftest import files_below
 from pypdf import PdfReader
-from sklearn.metrics.pairwise import cosine_distances
 
 import make_report
-from dataset import CLASSES, class_of, patch_of
-from engine import metrics, plots
+from dataset import class_of, patch_of
+from engine import plots
 from engine.plots import source_of
-from engine.splits import overlapping_pairs
-from project import UserError, config
+from engine.splits import complete_patches, make_pools, make_split, overlapping_pairs, read_splits
 from studies import (
     baselines,
     calibration,
@@ -28,6 +30,9 @@ from studies import (
     geography,
     label_audit,
     robustness,
+    search,
+    six_bands,
+    statistics,
     uncertainty,
 )
 from studies.subject import results_of_profiles, subjects
@@ -39,7 +44,7 @@ BROWSER = [shutil.which(name) for name in ("chromium", "chromedriver")]
 def quick(place, monkeypatch):
     """A copy of the trained project root; few draws, folds and images, and coarse figures."""
     monkeypatch.setattr(plots, "DPI", 40)
-    monkeypatch.setattr(metrics, "DRAWS", 50)
+    monkeypatch.setattr(statistics, "DRAWS", 50)
     monkeypatch.setattr(label_audit, "FOLDS", 2)
     monkeypatch.setattr(robustness, "IMAGES", 12)
     monkeypatch.setattr(robustness, "PGD_STEPS", 2)
@@ -47,59 +52,99 @@ def quick(place, monkeypatch):
     return place
 
 
-def folder(place, study, task="rgb"):
-    return place.root / "outputs/demo" / task / study
+def study(task, name) -> dict:
+    return json.loads((task.outputs / name / "study.json").read_text())
 
 
-def study(place, name, task="rgb"):
-    return json.loads((folder(place, name, task) / "study.json").read_text())
+def predictions_of_class_0(confidences, correct):
+    """Logits of class 0 with these probabilities, and labels that make them correct or not."""
+    p = np.array(confidences)
+    logits = np.log((1 - p) / 9)[:, None].repeat(10, 1)
+    logits[:, 0] = np.log(p)
+    return torch.from_numpy(logits), np.where(correct, 0, 1)
+
+
+def test_mcnemar_by_hand():
+    """Of nine images that one model alone predicts correctly eight are the second's: 2 (C(9,0) + C(9,1)) / 2^9."""
+    first = np.array([True] * 5 + [True] + [False] * 8)
+    second = np.array([True] * 5 + [False] + [True] * 8)
+    result = statistics.mcnemar(first, second)
+    assert (result["first_alone"], result["second_alone"]) == (1, 8)
+    assert math.isclose(result["p_value"], 2 * (1 + 9) / 2**9) and statistics.mcnemar(first, first)["p_value"] == 1
+
+
+def test_calibration_error_by_hand():
+    """Two of ten bins: confidence 0.65 and half correct, 0.95 and all correct."""
+    logits, labels = predictions_of_class_0([0.65, 0.65, 0.95, 0.95], [True, False, True, True])
+    rows = statistics.reliability(logits, labels, bins=10)
+    assert rows["images"].tolist() == [0] * 6 + [2, 0, 0, 2] and math.isnan(rows["accuracy"][0])
+    assert math.isclose(statistics.calibration_error(logits, labels, bins=10), (2 * 0.15 + 2 * 0.05) / 4)
+
+
+def test_temperature_undoes_a_scaling():
+    random = np.random.default_rng(0)
+    logits = torch.from_numpy(random.normal(size=(20000, 10)) * 2)
+    labels = (logits.numpy() + random.gumbel(size=(20000, 10))).argmax(1)  # drawn from the probabilities: temperature 1
+    assert math.isclose(statistics.temperature(logits, labels), 1, abs_tol=0.03)
+    assert math.isclose(statistics.temperature(logits * 2.5, labels), 2.5, abs_tol=0.08)
+
+
+def test_tail_accuracy_leaves_out_a_class_without_predictions_above():
+    """Class 0 has predictions at 0.6 (wrong) and 0.9 (correct), class 2 one at 0.7 (correct)."""
+    logits, labels = predictions_of_class_0([0.6, 0.9, 0.7], [False, True, True])
+    logits[2, [0, 2]], labels[2] = logits[2, [2, 0]], 2
+    accuracy, remain, mean = statistics.tail_accuracy(logits, labels, np.array([0.5, 0.65, 0.8, 0.95]))
+    assert remain[:, 0].tolist() == [2, 1, 1, 0] and remain[:, 2].tolist() == [1, 1, 0, 0]
+    assert accuracy[:2, 0].tolist() == [0.5, 1] and math.isnan(accuracy[2, 2])
+    assert mean[:3].tolist() == [0.75, 1, 1] and math.isnan(mean[3])  # not 0.5 at 0.8, where class 2 has none
 
 
 def test_every_study_fills_the_appendix_and_its_figures_are_of_the_model(quick, capsys):
     for module in (uncertainty, calibration, robustness, explain_errors):
-        module.main(("rgb",))
+        module.main([RGB])
     for module in (label_audit, baselines):
-        module.main(("ms",))
+        module.main([MS])
     geography.main()
-    apart = {"six_bands", "search"}  # tested beside training
-    assert set(make_report.STUDIES) - apart == {
-        path.parent.name for path in (quick.root / "outputs").rglob("study.json")
-    }
-    capsys.readouterr()
-    quick.here.run("make_report.py")
-    text = "".join(page.extract_text() for page in PdfReader(quick.root / "report/appendix-demo.pdf").pages)
-    assert all(title in text for name, title in make_report.STUDIES.items() if name not in apart)
-    assert "Not run for the present models: search, six_bands" in " ".join(text.split())
-    for path in (quick.root / "outputs").rglob("study.json"):
+    not_run = ["search", "six_bands"]  # tested below
+    paths = list((quick.root / "outputs").rglob("study.json"))
+    assert {path.parent.name for path in paths} == set(make_report.STUDIES) - set(not_run)
+    for path in paths:
         content = json.loads(path.read_text())
         assert all(source_of(path.parent / name) == content["model_sha256"] for name in content["figures"])
-    # of another model nothing is shown
-    changed = study(quick, "calibration") | {"model_sha256": "another"}
-    (folder(quick, "calibration") / "study.json").write_text(json.dumps(changed))
-    quick.here.run("make_report.py")
-    text = "".join(page.extract_text() for page in PdfReader(quick.root / "report/appendix-demo.pdf").pages)
-    assert "Not run for the present models: calibration, search, six_bands" in " ".join(text.split())
+    capsys.readouterr()
+    # What is of another model is not shown.
+    for _ in range(2):
+        quick.run("make_report.py")
+        pages = PdfReader(quick.root / "report/appendix-demo.pdf").pages
+        text = " ".join(" ".join(page.extract_text() for page in pages).split())
+        assert all((title in text) == (study not in not_run) for study, title in make_report.STUDIES.items())
+        assert ", ".join(not_run) in text
+        changed = study(RGB, "calibration") | {"model_sha256": "another"}
+        (RGB.outputs / "calibration/study.json").write_text(json.dumps(changed))
+        not_run = ["calibration", *not_run]
 
 
-def test_a_second_run_gives_the_same_files(quick):
-    for module in (calibration, explain_errors, robustness):
-        module.main(("rgb",))
+def test_a_second_run_gives_the_same_files_and_changes_no_results(quick):
     before = files_below(quick.root / "outputs")
-    for module in (calibration, explain_errors, robustness):
-        module.main(("rgb",))
-    assert files_below(quick.root / "outputs") == before
+    files = []
+    for _ in range(2):
+        for module in (calibration, explain_errors, robustness):
+            module.main([RGB])
+        files.append(files_below(quick.root / "outputs"))
+    assert files[0] == files[1] and before.items() <= files[0].items()
 
 
-def test_calibration_leaves_the_saved_logits_as_they_are(quick):
-    before = (quick.root / "outputs/demo/rgb/test_logits.pt").read_bytes()
-    calibration.main(("rgb",))
-    assert (quick.root / "outputs/demo/rgb/test_logits.pt").read_bytes() == before
-    assert study(quick, "calibration")["values"]["temperature"] > 0
+def test_models_are_compared_in_one_order_and_the_sample_only_with_itself(place):
+    for profile in ("course", "full"):
+        shutil.copytree(place.root / "outputs/demo", place.root / "outputs" / profile, copy_function=os.link)
+    assert list(results_of_profiles([RGB, MS])) == [("demo", "rgb"), ("demo", "ms")]
+    config.profile = "full"
+    assert list(results_of_profiles([RGB])) == [("full", "rgb"), ("course", "rgb")]
 
 
-def test_errors_have_examples_of_their_class_and_of_others_and_verdicts_live_on(quick):
-    explain_errors.main(("rgb",))
-    path = folder(quick, "explain_errors") / "errors.csv"
+def test_errors_have_examples_of_both_classes_and_verdicts_live_on(quick):
+    explain_errors.main([RGB])
+    path = RGB.outputs / "explain_errors/errors.csv"
     rows = list(csv.DictReader(path.open()))
     assert rows and all(row["cause"] in explain_errors.CAUSES and row["verdict"] == "" for row in rows)
     for row in rows:
@@ -112,99 +157,125 @@ def test_errors_have_examples_of_their_class_and_of_others_and_verdicts_live_on(
         writer.writeheader()
         writer.writerows(rows)
     (path.parent / "verdicts.csv").write_text(f'file,verdict\n{rows[1]["file"]},"noise, or fog"\n')
-    explain_errors.main(("rgb",))
-    again = list(csv.DictReader(path.open()))
-    assert [row["verdict"] for row in again[:3]] == ["a lake, beyond doubt", "noise, or fog", *[""] * (len(again) > 2)]
+    explain_errors.main([RGB])
+    again = [row["verdict"] for row in csv.DictReader(path.open())]
+    assert again == ["a lake, beyond doubt", "noise, or fog", *[""] * (len(rows) - 2)]
 
 
-def test_neighbours_are_the_nearest_of_each_kind():
-    random = np.random.default_rng(0)
-    train, test = random.normal(size=(40, 6)), random.normal(size=(9, 6))
-    train_labels, test_labels = np.arange(40) % 4, np.arange(9) % 4
-    found = explain_errors.neighbours(train, train_labels, test, test_labels)
-    distances = cosine_distances(test, train)
-    for i in range(9):
-        own = train_labels == test_labels[i]
-        assert found["example"][i] == np.where(own, distances[i], np.inf).argmin()
-        assert found["counterexample"][i] == np.where(own, np.inf, distances[i]).argmin()
-        assert np.isclose(found["counterexample_distance"][i], distances[i, ~own].min())
-
-
-def test_label_audit_finds_labels_that_were_swapped_and_refuses_too_few_images(quick, monkeypatch):
+def test_the_label_audit_finds_swapped_labels():
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 12)
     features = np.eye(10)[labels] * 4 + random.normal(size=(120, 10)) * 0.3
     labels[[5, 50]] = labels[[50, 5]]
     probabilities = label_audit.out_of_fold(features, labels)
     assert set(probabilities[np.arange(120), labels].argsort()[:2]) == {5, 50}
-    monkeypatch.setattr(label_audit, "FOLDS", 50)
-    with pytest.raises(UserError, match="fewer than 50 test images"):
-        label_audit.main(("rgb",))
 
 
-def test_attacks_stay_within_their_strength_and_raise_the_loss(quick):
-    (subject,) = subjects(("ms",), "robustness")
+def test_attacks_stay_within_their_strength_and_raise_the_loss_and_clouds_cover_half(quick):
+    (subject,) = subjects([MS], "robustness")
     sample = robustness.Sample(subject)
     for steps in (1, 3):
         changed = sample.attacked(0.1, steps)
-        assert 0 < (changed - sample.pixels).abs().max() <= 0.1 * 10_000 + 1e-2
-        assert changed.min() >= 0
+        assert 0 < (changed - sample.pixels).abs().max() <= 0.1 * 10_000 + 1e-2 and changed.min() >= 0
         with torch.no_grad():
-            losses = [
+            before, after = (
                 torch.nn.functional.cross_entropy(sample.logits(pixels), sample.labels)
                 for pixels in (sample.pixels, changed)
-            ]
-        assert losses[1] > losses[0]
-
-
-def test_cloud_covers_half_and_leaves_half(quick):
-    (subject,) = subjects(("rgb",), "robustness")
-    sample = robustness.Sample(subject)
+            )
+        assert after > before
     clouded = robustness.clouded(sample, np.random.default_rng(0))
     untouched = ((clouded - sample.pixels).abs() < 2).all(1).double().mean((1, 2))
     assert ((untouched > 0.2) & (untouched < 0.6)).all()
 
 
 def test_distances_on_the_ground_and_their_bins():
-    """A degree of latitude is 111.2 km; of longitude at 60 degrees half of it."""
+    """A degree of latitude is 111.2 km; a degree of longitude at 60 degrees is half of it."""
     train = np.array([[50.0, 10.0], [60.0, 10.0]])
     assert np.allclose(geography.distances_to(train, np.array([[51.0, 10.0], [60.0, 11.0]])), [111.2, 55.6], atol=0.1)
-    right = np.array([True] * 30 + [False] * 30)
-    rows = geography.by_distance(np.array([0.5] * 30 + [150.0] * 30), right)
-    assert [(row[2], row[3]) for row in rows] == [(30, 1.0), (30, 0.0)] and sum(row[2] for row in rows) == 60
-
-
-def test_shared_ground_is_that_of_the_table():
+    correct = np.array([True] * 30 + [False] * 30)
+    rows = geography.by_distance(np.array([0.5] * 30 + [150.0] * 30), correct)
+    assert [(row[2], row[3]) for row in rows] == [(30, 1.0), (30, 0.0)]
     a, b = overlapping_pairs()[0]
     assert geography.overlapping_train([a, b], {b}).tolist() == [True, False]
 
 
-def test_band_features_are_means_and_deviations():
-    pixels = np.zeros((2, 64, 64, 3), np.uint8)
-    pixels[0, :32, :, 1] = 10
-    assert baselines.band_features(pixels)[0].tolist() == [0, 5, 0, 0, 5, 0]
+def test_the_exported_network_predicts_as_torch_does_for_any_number_of_images(quick, capsys):
+    export.main([MS])
+    (subject,) = subjects([MS], "export")
+    session = onnxruntime.InferenceSession(str(MS.outputs / "export/model.onnx"))
+    pixels, expected = subject.images("test").pixels, subject.results.logits.softmax(1).numpy()
+    for images in (1, 7):
+        (probabilities,) = session.run(None, {"pixels": pixels[:images].astype(np.float32)})
+        assert np.abs(probabilities - expected[:images]).max() < 1e-4
+    assert "0 of 20" in capsys.readouterr().out
+    card = (MS.outputs / "export/MODEL_CARD.md").read_text()
+    assert f"{100 * subject.results.metrics['accuracy']:.1f} %" in card and subject.final.sha256 in card
 
 
-def test_explorer_asks_for_the_examples_first(quick):
-    with pytest.raises(UserError, match="explain_errors"):
-        explorer.main(("rgb",))
+def test_the_search_measures_each_run_once_on_images_that_are_in_no_list(place, monkeypatch):
+    setting = config.settings["demo"]["rgb"][0]
+    monkeypatch.setattr(search, "QUEUE", {"rgb": [(setting, 0), (setting, 1)]})
+    place.edit("rgb", "train", lambda lines: lines[:-20])  # what leaves the list may be spare
+    lists = read_splits(RGB.splits, RGB)
+    spare = search.spare_images(RGB, lists)
+    assert spare.files and not set(spare.files) & {file for split in lists.values() for file in split.files}
+    assert set(spare.patches) <= set(make_pools(complete_patches(), config.split_seed)["train"])
+    tables = []
+    for _ in range(2):
+        search.main([RGB])
+        tables.append((RGB.outputs / "search/table.csv").read_text())
+    rows = list(csv.DictReader(tables[0].splitlines()))
+    assert tables[0] == tables[1] and [int(row["seed"]) - config.seed for row in rows] == [0, 1]
+    assert all(int(row["spare_images"]) == len(spare.files) and 0 <= float(row["spare"]) <= 1 for row in rows)
+    assert [row[0] for row in study(RGB, "search")["tables"][0]["rows"]] == [setting.name] * 2
+
+
+def test_folds_keep_the_same_ground_together_and_predict_each_patch_once():
+    pairs = overlapping_pairs()
+    overlapping = {patch for pair in pairs for patch in pair}
+    alone = [patch for patch in complete_patches() if patch not in overlapping][::150]
+    every = make_split(MS, dict.fromkeys([patch for pair in pairs[:40] for patch in pair] + alone))
+    fold_of, predicted = {}, []
+    for fold, (train, test) in enumerate(six_bands.folds(every)):
+        assert not set(train) & set(test)
+        predicted += test.tolist()
+        fold_of |= {every.patches[index]: fold for index in test}
+    assert sorted(predicted) == list(range(len(every.files)))
+    assert all(fold_of[a] == fold_of[b] for a, b in pairs if a in fold_of and b in fold_of)
+
+
+def test_three_and_six_bands_are_compared_on_each_patch_and_no_fold_is_trained_twice(place, monkeypatch, capsys):
+    small = {"weights": None, "backbone": "shufflenet_v2_x0_5", "image_size": 32, "views": 1, "epochs": 1}
+    for name in ("THREE", "SIX"):
+        monkeypatch.setattr(six_bands, name, dataclasses.replace(getattr(six_bands, name), **small))
+    six_bands.main()
+    folder = MS.outputs / "six_bands"
+    rows, values = list(csv.DictReader((folder / "predictions.csv").open())), study(MS, "six_bands")["values"]
+    correct = [[row[kind] == row["class_name"] for row in rows] for kind in ("three_bands", "six_bands")]
+    assert len(rows) == 100 and {row["fold"] for row in rows} == set("01234")
+    assert [values[name]["accuracy"] for name in ("three", "six")] == [sum(hits) / 100 for hits in correct]
+    assert values["second_alone"] == sum(b and not a for a, b in zip(*correct, strict=True))
+    assert "three-0: " in capsys.readouterr().out
+    before = files_below(folder)
+    six_bands.main()
+    assert "three-0: " not in capsys.readouterr().out and files_below(folder) == before
 
 
 @pytest.mark.skipif(
     not all(BROWSER) and os.environ.get("EUROSAT_BROWSER") != "required", reason="no chromium with chromedriver"
 )
-def test_explorer_in_a_browser(quick, tmp_path, monkeypatch):
+def test_the_explorer_in_a_browser(quick, tmp_path, monkeypatch):
     from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
     monkeypatch.setenv("no_proxy", "localhost")  # the driver is there; all else stays out of reach
-    explain_errors.main(("rgb",))
-    explorer.main(("rgb",))
-    page = folder(quick, "explorer") / "explorer.html"
+    explain_errors.main([RGB])
+    explorer.main([RGB])
+    page = RGB.outputs / "explorer/explorer.html"
     assert "http" not in page.read_text().replace("data:image", "")  # nothing is loaded from elsewhere
-    results = json.loads((quick.root / "outputs/demo/rgb/test_metrics.json").read_text())
+    results = json.loads((RGB.outputs / "test_metrics.json").read_text())
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,1100"):
         options.add_argument(argument)
@@ -219,11 +290,11 @@ def test_explorer_in_a_browser(quick, tmp_path, monkeypatch):
         confusion = np.array(results["confusion"])
         errors = confusion.sum() - np.trace(confusion)
         assert one("#count").text == f"{errors} images"
-        label, answer = np.argwhere(confusion - np.diag(np.diag(confusion)))[0]
-        one(f"#matrix button[data-cell='{label},{answer}']").click()
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#images button")) == confusion[label, answer]
+        label, predicted = np.argwhere(confusion * (1 - np.eye(10)))[0]
+        one(f"#matrix button[data-cell='{label},{predicted}']").click()
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#images button")) == confusion[label, predicted]
         detail = one("#detail").text
-        assert f"label {CLASSES[label]}, answer {CLASSES[answer]}" in detail and "local counterexample" in detail
+        assert f"label {CLASSES[label]}, predicted {CLASSES[predicted]}" in detail and "counterexample" in detail
         assert browser.execute_script("return document.querySelector('#detail img').naturalWidth") == 64
         one("body").send_keys("a")
         assert one("#count").text == f"{results['images']} images"
@@ -242,40 +313,5 @@ def test_explorer_in_a_browser(quick, tmp_path, monkeypatch):
         one("#save").click()
         WebDriverWait(browser, 10).until(lambda _: (tmp_path / "verdicts.csv").exists())
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    shutil.copy(tmp_path / "verdicts.csv", folder(quick, "explain_errors"))
-    assert explain_errors.former_verdicts(folder(quick, "explain_errors")) == {judged: 'noise, or "fog"'}
-
-
-def test_export_answers_as_the_network_does_for_any_number_of_images(quick, capsys):
-    export.main(("ms",))
-    (subject,) = subjects(("ms",), "export")
-    session = onnxruntime.InferenceSession(str(folder(quick, "export", "ms") / "model.onnx"))
-    pixels = subject.images("test").pixels
-    expected = subject.results.logits.softmax(1).numpy()
-    for images in (1, 7):
-        (answer,) = session.run(None, {"pixels": pixels[:images].astype(np.float32)})
-        assert np.abs(answer - expected[:images]).max() < 1e-4
-    assert "0 of 20 answers differ" in capsys.readouterr().out
-    card = (folder(quick, "export", "ms") / "MODEL_CARD.md").read_text()
-    assert f"{100 * subject.results.metrics['accuracy']:.1f} %" in card and subject.final.sha256 in card
-
-
-def test_models_are_compared_in_one_order_and_the_sample_with_none_but_itself(place, monkeypatch):
-    """They once came out of a set: in another order in every process."""
-    for profile in ("course", "full"):
-        shutil.copytree(place.root / "outputs/demo", place.root / "outputs" / profile, copy_function=os.link)
-    assert list(results_of_profiles(("rgb", "ms"))) == [("demo", "rgb"), ("demo", "ms")]
-    monkeypatch.setattr(config, "profile", "full")
-    assert list(results_of_profiles(("rgb",))) == [("full", "rgb"), ("course", "rgb")]
-
-
-def test_a_former_picture_stays_where_its_images_cannot_be_read(quick, tmp_path):
-    (subject,) = subjects(("rgb",), "geography")
-    path = folder(quick, "geography") / "two_labels.png"
-    path.parent.mkdir()
-    path.write_bytes(b"former")
-    config.dataset_root = tmp_path / "nowhere"
-    with pytest.raises(UserError):
-        geography.draw_pairs(subject, [("River/River_1", "Highway/Highway_1", "River", "own")])
-    assert path.read_bytes() == b"former"
-    assert geography.draw_pairs(subject, []) == [] and not path.exists()
+    shutil.copy(tmp_path / "verdicts.csv", RGB.outputs / "explain_errors")
+    assert explain_errors.former_verdicts(RGB.outputs / "explain_errors") == {judged: 'noise, or "fog"'}
