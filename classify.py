@@ -46,7 +46,7 @@ PATCH = SIDE, SIDE  # rows and columns
 
 
 def main(files: list[Path]) -> None:
-    check(files)
+    check_files(files)
     rows = []
     for file in files:
         with open_image(file) as image:
@@ -59,7 +59,7 @@ def main(files: list[Path]) -> None:
         print(f"wrote {display_path(OUTPUTS / PATCHES)}")
 
 
-def check(files: list[Path]) -> None:
+def check_files(files: list[Path]) -> None:
     """Open all files and load their models, so that a mistake in the last is reported before the first takes its hours."""
     notes, scenes = {}, {}
     for file in files:
@@ -77,7 +77,7 @@ def check(files: list[Path]) -> None:
 def model_for(image: Image) -> tuple[FinalModel, TrainingFeatures | None]:
     """The model that has an image's bands, and what the image is compared with; None if it cannot be."""
     may_be_six = len(image.bands) > 3 and not image.eight_bits and model_path(MS).exists()
-    six = load(MS)[0].bands if may_be_six else ()
+    six = loaded(MS)[0].bands if may_be_six else ()
     task = MS if six and set(six) <= set(image.bands) else RGB
     why = f"the six-band model needs {' '.join(six)}" if six else "there is no six-band model, or there are only 8 bits"
     if task is RGB and not set(RGB.bands) <= set(image.bands):
@@ -86,12 +86,12 @@ def model_for(image: Image) -> tuple[FinalModel, TrainingFeatures | None]:
         )
     if task is RGB and len(image.bands) > 3:
         image.notes.append(f"only red, green and blue are used: {why}")
-    final, reference = load(task)
+    final, reference = loaded(task)
     return final, reference if image.comparable else None
 
 
 @functools.cache
-def load(task: Task) -> tuple[FinalModel, TrainingFeatures | None]:
+def loaded(task: Task) -> tuple[FinalModel, TrainingFeatures | None]:
     final = load_model(task, choose_device())
     return final, training_features(config.dataset_root, task, final)
 

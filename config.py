@@ -1,4 +1,4 @@
-"""Everything there is to set. Two paths, then the team; the rest has sensible values.
+"""All that can be set: two paths, then the team. The rest has sensible values.
 
 A path is text: "/data/EuroSAT", "~/EuroSAT", or relative to this file. The environment wins over the file:
 
@@ -7,7 +7,7 @@ A path is text: "/data/EuroSAT", "~/EuroSAT", or relative to this file. The envi
 
 from dataclasses import replace
 
-from base.setting import Setting  # its docstring explains the fields
+from base.setting import Setting  # explains the fields
 
 # The two paths ---------------------------------------------------------------------------------------------------
 
@@ -20,9 +20,9 @@ PROJECT_ROOT = "."
 
 # Up to three of ("Given Family", matriculation number), for example [("Ada Lovelace", 3141592), ("Emmy Noether", 2718281)].
 TEAM = []
-# Seeds training and all its random numbers: the first member's number, or this one while the team is empty.
+# The seed of training: the first member's number, or this one while the team is empty.
 SEED = 20190702
-# Seeds the split, and nothing else. It does not follow the team: everyone has the same lists.
+# The seed of the split. It does not follow the team, so everyone has the same lists.
 SPLIT_SEED = 20190702
 
 # How much data ---------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ SPLIT_SEED = 20190702
 PROFILE = "course"
 # Images in train, val and test of the profile "course".
 COURSE_SIZES = (2500, 1000, 2000)
-# Take all images of an image set that is too small for these sizes, instead of stopping.
+# If an image set is too small for these sizes: take all its images instead of stopping.
 ALLOW_SMALLER_SPLITS = False
 
 # What is trained -------------------------------------------------------------------------------------------------
@@ -42,14 +42,14 @@ NEAR_AND_SHORT_WAVE_INFRARED = ("B08", "B11", "B12")
 RED_EDGE = ("B05", "B06", "B07")
 _INFRARED = (RED_GREEN_BLUE, NEAR_AND_SHORT_WAVE_INFRARED)
 
-# What resolution and eight views bring: docs/results.md. A fifth of the time at image_size=64,
-# batch_size=64 and 10 epochs, for half a point less at most.
+# What resolution and eight views bring: docs/results.md. image_size=64, batch_size=64 and 10 epochs take a fifth of the time, for
+# at most half a point less.
 _RGB = [
     Setting("mild", "mild", epochs=6, image_size=128, views=8),
     Setting("strong", "strong", epochs=16, image_size=128, views=8),
 ]
 _LONG = Setting("strong", "strong", epochs=12, image_size=128, batch_size=64, views=8)
-# From the final RGB model, whose lists are of the same pools: run train_rgb.py first.
+# These start from the final RGB model, whose lists are from the same pools: run train_rgb.py first.
 _FROM_RGB = Setting(
     "infrared_strong",
     "strong",
@@ -68,14 +68,14 @@ _MS = [
     replace(_FROM_RGB, name="infrared_attention", fusion="attention"),
 ]
 
-# For each profile and task the settings that are tried; the best by val is kept.
+# The settings that each profile and task tries; the best by val is kept.
 SETTINGS = {
     "course": {"rgb": _RGB, "ms": _MS},
     "full": {"rgb": _RGB, "ms": _MS},
     # Fixed beforehand: nothing was tried on these lists.
     "published": {"rgb": [_LONG]},
     "spatial": {"rgb": [replace(_LONG, epochs=8)]},
-    # The sample is small, and the demo shall be quick.
+    # The sample is small, and the demo should be quick.
     "demo": {
         "rgb": [Setting("mild", "mild", epochs=5), Setting("strong", "strong", epochs=10)],
         "ms": [Setting("infrared_strong", "strong", 15, _INFRARED, fusion="concat", batch_size=12)],

@@ -44,19 +44,19 @@ def compare(task: Task, reference: Results, prediction: Prediction) -> bool:
     print(f"{task.title}: {display_path(model_path(task))} on {len(files):,} test images")
     problems = list(reference.changes)
 
-    def check(what: str, same: bool, problem: str) -> None:
+    def agree(what: str, same: bool, problem: str) -> None:
         print(f"  {what:<12}{'the same' if same else problem}")
         if not same:
             problems.append(problem)
 
     same_files = reference.split.files == files
     order = "are in another order" if sorted(reference.split.files) == sorted(files) else "are others"
-    check("test files", same_files, f"the files of the reference {order} than those in splits/")
-    check("images", record["images_sha256"] == prediction.images_sha256, "the pixels of some test image differ")
-    check("model", record["model_sha256"] == prediction.model_sha256, "the reference was saved for another model")
+    agree("test files", same_files, f"the files of the reference {order} than those in splits/")
+    agree("images", record["images_sha256"] == prediction.images_sha256, "the pixels of some test image differ")
+    agree("model", record["model_sha256"] == prediction.model_sha256, "the reference was saved for another model")
     one_view = compute_metrics(prediction.one_view, prediction.split.labels)["accuracy"]
     told = f"accuracy with one view is {one_view:.2%}, saved was {record['one_view']:.2%}"
-    check("one view", abs(one_view - record["one_view"]) < 0.002, told)  # leaves room for images on a border
+    agree("one view", abs(one_view - record["one_view"]) < 0.002, told)  # leaves room for images on a border
     print(f"  {'reference':<12}{'; '.join(reference.changes) or 'unchanged; its figures are those of its logits'}")
     changes = environment_changes(record["environment"], prediction.environment)
     print(f"  {'environment':<12}{changes or 'the same'}")

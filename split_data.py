@@ -28,13 +28,13 @@ def main(overwrite: bool) -> None:
     tasks = [RGB] if config.profile in splits.PUBLISHED_PROFILES else [TASKS[name] for name in present]
     # Everything is drawn and compared before anything is written.
     draws = {task: draw_lists(task, present, allowed_smaller(task, overwrite)) for task in tasks}
-    answers = {task: "" if overwrite else compare_with_disk(task, draws[task], present) for task in tasks}
-    for task, answer in answers.items():
-        if not answer:
+    outcomes = {task: "" if overwrite else compare_with_disk(task, draws[task], present) for task in tasks}
+    for task, outcome in outcomes.items():
+        if not outcome:
             write_lists(task, draws[task], present)
         sizes = splits.read_record(task.splits)["sizes"]
         told = " / ".join(f"{size:,}" for size in sizes)
-        print(f"{answer or 'wrote'} {display_path(task.splits)}/{{train,val,test}}.csv: {told} images")
+        print(f"{outcome or 'wrote'} {display_path(task.splits)}/{{train,val,test}}.csv: {told} images")
     print("next: python verify_splits.py")
 
 

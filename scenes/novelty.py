@@ -66,7 +66,7 @@ class TrainingFeatures:
         return torch.cdist((statistics(images) - mean) @ whitening, features).amin(1)
 
 
-def compare(train: torch.Tensor, val: torch.Tensor) -> TrainingFeatures:
+def reference_features(train: torch.Tensor, val: torch.Tensor) -> TrainingFeatures:
     """From the statistics, (images, statistics), of both lists; the threshold is chosen on val alone."""
     mean = train.mean(0)
     variances, directions = torch.linalg.eigh(torch.cov((train - mean).T))
@@ -105,7 +105,7 @@ def training_features(root: Path, task: Task, final: FinalModel) -> TrainingFeat
     except UserError as error:
         print(f"note: images unlike the training set are not marked: {display_path(path)} cannot be made ({error})")
         return None
-    made = compare(train, val)
+    made = reference_features(train, val)
     save_tensors(path, {"model_sha256": final.sha256, **vars(made)})
     print(f"wrote {display_path(path)}, from {len(train):,} training and {len(val):,} val images")
     return made

@@ -24,7 +24,7 @@ from models import build_model
 from scenes.files import SPECTRAL_ORDER, possible_bands
 from scenes.map_figure import MAP_COLOURS
 from scenes.maps import NO_CLASS, map_scene, predict_images
-from scenes.novelty import compare, statistics
+from scenes.novelty import reference_features, statistics
 from scenes.opening import jpeg_pixels, open_image
 
 RED_GREEN_BLUE = ("B04", "B03", "B02")
@@ -378,7 +378,7 @@ def test_without_the_data_set_nothing_is_marked_and_that_is_said(classified, tmp
 def test_the_threshold_lets_99_percent_of_val_pass():
     torch.manual_seed(0)
     train, val = torch.randn(300, 20), torch.randn(200, 20)
-    reference = compare(train, val)
+    reference = reference_features(train, val)
     images = torch.randn(2, 3, 64, 64)
     assert statistics(images).shape == (2, 33) and statistics(torch.zeros(1, 6, 64, 64)).isfinite().all()
     distances = torch.cdist((val - reference.mean) @ reference.whitening, reference.features.float()).amin(1)
