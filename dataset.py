@@ -8,6 +8,7 @@ for indices in torch.randperm(len(train)).split(32): images, labels = train[indi
 """
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from base.project import CLASSES, MS_BANDS, RGB, Task
 
 import numpy as np
 import simplejpeg
-import skimage.io
 import tifffile
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +29,7 @@ from augment import band_statistics, preprocess, random_numbers
 
 SIDE = 64  # pixels, 10 m each
 CHUNK = 64  # images that are decoded at a time
+LARGEST_CHUNK = 2**24  # numbers in a strip or tile of a GeoTIFF: of 64 x 64 x 13 a tile may hold more
 LONG_LIST = 4000  # GeoTIFFs, from which on worker processes are worth the second that they take to start
 REMEDY = "set DATASET_ROOT in config.py (or EUROSAT_DATASET_ROOT) to the folder that holds the unpacked archives"
 
@@ -134,14 +135,17 @@ def _read_jpeg(path: str) -> np.ndarray:
 
 
 def _read_tif(path: str) -> np.ndarray:
+    """With tifffile, as scikit-image does: it decodes the very page whose header was checked, which may be of a giant."""
     bands = len(MS_BANDS)
-    with tifffile.TiffFile(path) as file:  # the header first, because it may be a giant
+    with tifffile.TiffFile(path) as file:
         page = file.pages.first
         shapes = (SIDE, SIDE, bands), (bands, SIDE, SIDE)  # interleaved, or plane by plane
         layout = len(file.pages), page.imagedepth, page.samplesperpixel
         if page.dtype != np.uint16 or page.shape not in shapes or layout != (1, 1, bands):
             raise ValueError(f"it is {page.dtype} of shape {page.shape}, not uint16 of shape {shapes[0]} on one page")
-    image = skimage.io.imread(path)
+        if math.prod(page.chunked) != len(page.dataoffsets) or math.prod(page.chunks) > LARGEST_CHUNK:
+            raise ValueError("its strips or tiles contradict its size")
+        image = page.asarray()
     return image if image.shape == shapes[0] else image.transpose(1, 2, 0)
 
 

@@ -61,7 +61,7 @@ def run(
     except (Exception, KeyboardInterrupt) as error:
         known = line_and_status(error)
         if known is None:
-            if started_by_torchrun() and os.environ["RANK"] != "0":
+            if started_by_torchrun():
                 time.sleep(10)  # another process probably failed first; torchrun then ends this one without a traceback
             raise
         fail(*known)

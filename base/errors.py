@@ -17,7 +17,10 @@ class UserError(Exception):
 
 def reason(error: BaseException) -> str:
     """The error's message on one line, at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    try:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception:  # of a message that cannot be shown
+        return type(error).__name__
 
 
 def line_and_status(error: BaseException) -> tuple[str, int] | None:
@@ -26,9 +29,12 @@ def line_and_status(error: BaseException) -> tuple[str, int] | None:
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError) and error.name:
         which = "requirements-more.txt" if Path(sys.argv[0]).parent.name == "studies" else "requirements.txt"
-        return f"the package {error.name} is not installed; run: python -m pip install -r {which}", 2
+        return (
+            f"the package {error.name} is not installed or cannot be loaded ({reason(error)}); run: python -m pip install -r {which}",
+            2,
+        )
     # numpy raises MemoryError, torch a RuntimeError with such a text.
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE):
         return f"out of memory ({reason(error)}); set a smaller batch_size or image_size in config.py", 2
@@ -42,7 +48,8 @@ def line_and_status(error: BaseException) -> tuple[str, int] | None:
 
 def started_by_torchrun() -> bool:
     """Other launchers set RANK and WORLD_SIZE, too."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    variables = "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+    return all(os.environ.get(name) for name in variables)
 
 
 def fail(message: str, status: int = 2) -> None:

@@ -69,7 +69,7 @@ def atomic_write(path: Path, backup: bool = False) -> Iterator[Path]:
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # otherwise a power cut could leave an empty file under the new name
-        if backup and path.exists() and (old := path.read_bytes()) != partial.read_bytes():
+        if backup and path.is_file() and (old := path.read_bytes()) != partial.read_bytes():
             kept = path.with_name(f"{path.name}.{sha256(old)[:8]}.backup")
             kept.unlink(missing_ok=True)
             shutil.copy2(path, kept)
@@ -109,6 +109,24 @@ def save_tensors(path: Path, content: object, backup: bool = False) -> None:
     torch.save(content, buffer)
     with atomic_write(path, backup) as partial:
         partial.write_bytes(buffer.getbuffer())
+
+
+def content_hash(value: object) -> str:
+    """SHA-256 of all values in nested dictionaries and lists, with their types and shapes."""
+    return sha256(*_contents(value))
+
+
+def _contents(value: object) -> Iterator[bytes]:
+    yield type(value).__name__.encode()
+    if isinstance(value, torch.Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield value.cpu().numpy().tobytes()
+    elif isinstance(value, dict | list | tuple):
+        yield str(len(value)).encode()
+        for part in value.items() if isinstance(value, dict) else value:
+            yield from _contents(part)
+    else:
+        yield repr(value).encode()
 
 
 def sha256(*contents: bytes) -> str:

@@ -126,8 +126,9 @@ def read_config(path: Path, environment: Mapping[str, str]) -> Config:
             raise UserError(f'{source[name]} is {values[name]!r}; write a path as text: "/data/EuroSAT"')
         try:
             values[name] = base / Path(values[name]).expanduser()
-        except RuntimeError as error:  # ~name of nobody
-            raise UserError(f"{source[name]} is {values[name]!r}: {reason(error)}") from None
+            os.fsencode(values[name])
+        except (RuntimeError, ValueError) as error:  # ~name of nobody; a character that no path can have
+            raise UserError(f"{source[name]} is {str(values[name])!a}: {reason(error)}") from None
     try:
         config = Config(**values)
     except pydantic.ValidationError as error:
@@ -146,7 +147,9 @@ def run_config(path: Path) -> dict[str, object]:
             return runpy.run_path(str(path))
     except SyntaxError as error:
         raise UserError(f"config.py, line {error.lineno}: {error.msg:.150}: {(error.text or '').strip():.80}") from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
         said = explain(error) if isinstance(error, pydantic.ValidationError) else reason(error)
@@ -161,7 +164,10 @@ def explain(error: pydantic.ValidationError, skip: int = 0) -> str:
     if error.title == "Setting" and place and isinstance(place[0], int):  # an argument without its name
         place = (list(Setting.__dataclass_fields__)[place[0]], *place[1:])
     where = ".".join(map(str, place))
-    value = "" if problem["type"] == "value_error" else f", not {problem['input']!r:.80}"
+    try:
+        value = "" if problem["type"] == "value_error" else f", not {problem['input']!r:.80}"
+    except Exception:  # a number of 5,000 digits, for example, has no text
+        value = ""
     return f"{where}{': ' if where else ''}{problem['msg']}{value}"
 
 
@@ -188,5 +194,6 @@ _cache = config.project_root / "cache"
 _existing = next(path for path in (_cache, *_cache.parents) if path.exists())
 if not (_existing.is_dir() and os.access(_existing, os.W_OK)):
     _cache = Path(tempfile.gettempdir()) / f"eurosat-{os.getuid()}"
+os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("MPLCONFIGDIR", str(_cache / "matplotlib"))
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache / "torchinductor"))

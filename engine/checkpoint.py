@@ -7,10 +7,9 @@ belongs to one run: what another run left there is moved aside.
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from base.files import load_tensors, read_json, reading, save_tensors, sha256
+from base.files import content_hash, load_tensors, read_json, reading, save_tensors, sha256
 from base.project import CLASSES, display_path
 from base.setting import Setting
 
@@ -74,16 +73,7 @@ def best_epoch(history: list[dict]) -> dict:
 
 def save_checkpoint(folder: Path, content: dict) -> None:
     """Write last.pt; the keys are those of `read_checkpoint`."""
-    save_tensors(folder / "last.pt", {**content, "sha256": sha256(*_contents(content))})
-
-
-def _contents(value: object) -> Iterator[bytes]:
-    """All values in nested dictionaries and lists, in order. Their hash changes if one is edited or of another run."""
-    if isinstance(value, dict | list | tuple):
-        for part in value.items() if isinstance(value, dict) else value:
-            yield from _contents(part)
-    else:
-        yield value.cpu().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+    save_tensors(folder / "last.pt", {**content, "sha256": content_hash(content)})
 
 
 def read_checkpoint(folder: Path) -> dict:
@@ -97,9 +87,14 @@ def read_checkpoint(folder: Path) -> dict:
     content = load_tensors(path, remedy)
     with reading(path, remedy):
         for epoch, row in enumerate(content["history"], start=1):
-            if list(row) != HISTORY_HEADER or row["epoch"] != epoch:
+            shares = row["val_accuracy"], row["val_mean_tpr"], row["train_accuracy"]
+            if list(row) != HISTORY_HEADER or row["epoch"] != epoch or not all(0 <= share <= 1 for share in shares):
                 raise ValueError(f"epoch {epoch} of its history is damaged")
-        if content.pop("sha256") != sha256(*_contents(content)):
+        if not isinstance(content["identity"], dict) or not all(
+            isinstance(dict(each), dict) for each in content["environments"]
+        ):
+            raise ValueError("it does not say what was trained, or where")
+        if content.pop("sha256") != content_hash(content):
             raise ValueError("it was edited, or its parts are of different runs")
     return content
 

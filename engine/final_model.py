@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import UserError
-from base.files import load_tensors, reading, save_tensors, sha256, write_csv
+from base.files import content_hash, load_tensors, reading, save_tensors, sha256, write_csv
 from base.project import CLASSES, Task, display_path
 from base.setting import Setting
 
@@ -81,21 +81,28 @@ def read_model(task: Task) -> dict:
     path, remedy = model_path(task), f"bring it back, or run: python train_{task.name}.py"
     content = load_tensors(path, remedy)
     with reading(path, remedy):
-        Metadata.model_validate(content, strict=True)
-        if any(set(row) != set(SELECTION_HEADER) for row in content.get("selection", ())):
-            raise ValueError("its table of settings is damaged")
-        if content["task"] != task.name:
-            raise ValueError(f"it is a model of the task {content['task']}")
-        if content["classes"] != list(CLASSES):
-            raise ValueError(f"it knows other classes: {content['classes']}")
-        setting = Setting.from_values(content["setting"])
-        mean, std, bands = content["mean"], content["std"], len(setting.bands)
-        if content["bands"] != list(setting.bands) or not mean.shape == std.shape == (bands,) or not (std > 0).all():
-            raise ValueError("its bands and its normalisation disagree")
-        for tensor in (mean, std, *content["model"].values()):
-            if tensor.dtype not in (torch.float32, torch.int64) or not tensor.isfinite().all():
-                raise ValueError("it has tensors that are not finite float32 numbers")
+        if "sha256" in content and content.pop("sha256") != content_hash(content):  # not in models of earlier versions
+            raise ValueError("it was edited")
+        check_model(content, task)
     return content
+
+
+def check_model(content: dict, task: Task) -> None:
+    """Raise an error unless this is a final model of the task, whose numbers can be used."""
+    Metadata.model_validate(content, strict=True)
+    if any(set(row) != set(SELECTION_HEADER) for row in content.get("selection", ())):
+        raise ValueError("its table of settings is damaged")
+    if content["task"] != task.name:
+        raise ValueError(f"it is a model of the task {content['task']}")
+    if content["classes"] != list(CLASSES):
+        raise ValueError(f"it knows other classes: {content['classes']}")
+    setting = Setting.from_values(content["setting"])
+    mean, std, bands = content["mean"], content["std"], len(setting.bands)
+    if content["bands"] != list(setting.bands) or not mean.shape == std.shape == (bands,) or not (std > 0).all():
+        raise ValueError("its bands and its normalisation disagree")
+    if mean.dtype != torch.float32 or std.dtype != torch.float32 or not mean.isfinite().all():
+        raise ValueError("its normalisation is not of finite float32 numbers")
+    load_weights(setting, content["model"])
 
 
 def load_model(task: Task, device: torch.device) -> FinalModel:
@@ -109,8 +116,14 @@ def load_model(task: Task, device: torch.device) -> FinalModel:
 
 
 def load_weights(setting: Setting, weights: dict[str, torch.Tensor]) -> Network:
-    """The network of a setting with these weights; an error if they are of another network."""
+    """The network of a setting with these weights; an error if they are of another network or not usable."""
     model = build_model(setting, weights=None)
+    for name, expected in model.state_dict().items():
+        tensor = weights[name]
+        if tensor.dtype != expected.dtype or tensor.shape != expected.shape or not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite {expected.dtype} of shape {tuple(expected.shape)}")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise ValueError(f"{name} is negative")
     model.load_state_dict(weights)
     return model
 
@@ -164,8 +177,6 @@ def select_final_model(task: Task, settings: list[Setting], lists: dict[str, Spl
         row += [setting.augmentation, setting.fusion, " ".join(setting.bands), run_hash(run["identity"])]
         rows.append(dict(zip(SELECTION_HEADER, row, strict=True)))
     run = runs[chosen]
-    with reading(task.outputs / chosen.name / "last.pt", "delete its folder and train again"):
-        load_weights(chosen, run["best"])  # before the old final model is replaced
     content = {
         "task": task.name,
         "run": run_hash(run["identity"]),
@@ -183,7 +194,9 @@ def select_final_model(task: Task, settings: list[Setting], lists: dict[str, Spl
         "versions": {key: value for key, value in run["environments"][-1].items() if key.startswith("torch")},
         "environments": run["environments"],
     }
-    save_tensors(model_path(task), content, backup=True)
+    with reading(task.outputs / chosen.name / "last.pt", "delete its folder and train again"):
+        check_model(content, task)  # before the old final model is replaced
+    save_tensors(model_path(task), {**content, "sha256": content_hash(content)}, backup=True)
     # Not in the model's file, which the same training shall write again byte for byte.
     seconds = [round(sum(epoch["seconds"] for epoch in run["history"]), 1) for run in runs.values()]
     table = [[*list(row.values())[:-1], time, row["run"]] for row, time in zip(rows, seconds, strict=True)]

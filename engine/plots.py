@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 from base.files import atomic_write
 from base.project import CLASSES
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
@@ -31,7 +29,7 @@ def save(figure: plt.Figure, path: Path, source: str | None) -> None:
 def source_of(path: Path) -> str | None:
     """The hash that `save` wrote into a figure; None if the file is no such figure."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if path.is_file() else "") as image:  # a pipe would never end
             return image.info.get("Source")
     except Exception:  # Pillow raises several types for what is no image
         return None

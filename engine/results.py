@@ -124,16 +124,20 @@ def read_results(task: Task) -> Results:
     folder, remedy = task.outputs, f"run: python predict_test.py {task.name}"
     logits = load_tensors(folder / "test_logits.pt", remedy, torch.Tensor)
     split = parse_split(folder / "test_files.csv", task, remedy)
-    with reading(folder / "test_metrics.json", remedy):
+    with reading(folder / "test_logits.pt", remedy):
+        logits = logits.detach().resolve_neg().contiguous()
         if (
             logits.dtype != torch.float32
             or logits.shape != (len(split.files), len(CLASSES))
             or not logits.isfinite().all()
         ):
             raise ValueError(f"the logits are {tuple(logits.shape)} {logits.dtype}, for {len(split.files)} files")
+    with reading(folder / "test_metrics.json", remedy):
         saved = read_json(folder / "test_metrics.json")
+        if not isinstance(saved["environment"], dict):
+            raise TypeError("it does not say where the logits were computed")
         record = {key: str(saved[key]) for key in ("model_sha256", "files_sha256", "images_sha256", "logits_sha256")}
-        record |= {"environment": dict(saved["environment"]), "one_view": float(saved["one_view"])}
+        record |= {"environment": saved["environment"], "one_view": float(saved["one_view"])}
     metrics, changes = compute_metrics(logits, split.labels), []
     if record["logits_sha256"] != logits_hash(logits) or record["files_sha256"] != sha256(split_csv(split).encode()):
         changes.append("the saved logits or file list were changed after saving")

@@ -143,7 +143,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / "train.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     except OSError as error:
-        raise UserError(f"cannot write below {display_path(folder)}: {error.strerror}; check PROJECT_ROOT") from error
+        told = f"cannot write {display_path(folder)}/train.lock: {error.strerror}"
+        raise UserError(f"{told}; delete it if it is a link, or check PROJECT_ROOT in config.py") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

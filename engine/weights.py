@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base.errors import UserError, reason
-from base.files import atomic_write, load_tensors, sha256
-from base.project import display_path
+from base.files import atomic_write, load_tensors, reading, sha256
 from base.setting import Setting
 
 import torch
@@ -68,8 +67,9 @@ def fetch_weights(file: WeightsFile, folder: Path) -> Path:
                     torch.hub.download_url_to_file(file.origin, str(partial), file.sha256, sys.stderr.isatty())
             except Exception as error:
                 raise UserError(f"{file.origin} cannot be had ({reason(error)}); {FETCH}") from error
-    if not sha256(path.read_bytes()).startswith(file.sha256):
-        raise UserError(f"{display_path(path)} is damaged (SHA-256 differs); delete it and run this again")
+    with reading(path, "delete it and run this again"):
+        if not sha256(path.read_bytes()).startswith(file.sha256):
+            raise ValueError("its SHA-256 differs")
     return path
 
 

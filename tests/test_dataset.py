@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import jpeg, tif
 from PIL import Image
-from tifffile import imwrite
+from tifffile import TiffFile, imwrite
 from torch.utils.data import DataLoader
 
 import dataset
@@ -88,6 +88,15 @@ def test_any_encoding_of_a_tif_gives_the_same_pixels(tmp_path, options):
 def test_a_tif_of_another_kind_is_refused(tmp_path, pixels, options):
     imwrite(tmp_path / "x.tif", pixels, **{"photometric": "minisblack", "planarconfig": "contig", **options})
     with pytest.raises(UserError, match=r"x\.tif is damaged.*uint16"):
+        read_image(str(tmp_path / "x.tif"), MS)
+
+
+def test_a_tif_whose_header_contradicts_its_strips_is_refused(tmp_path):
+    """It says plane by plane, and lies pixel by pixel: its pixels would be scrambled."""
+    imwrite(tmp_path / "x.tif", np.zeros((64, 64, 13), np.uint16), photometric="minisblack", planarconfig="contig")
+    with TiffFile(tmp_path / "x.tif", mode="r+b") as file:
+        file.pages.first.tags["PlanarConfiguration"].overwrite(2)
+    with pytest.raises(UserError, match="contradict"):
         read_image(str(tmp_path / "x.tif"), MS)
 
 
