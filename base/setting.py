@@ -18,7 +18,7 @@ class Setting:
 
     # Also the name of its folder in outputs/.
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,79}$")]
-    # "none", "mild" or "strong" (augment.py).
+    # "none", "mild", "strong" or "robust" (augment.py).
     augmentation: str
     # How often each training image is seen.
     epochs: Annotated[int, Field(ge=1)]

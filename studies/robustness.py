@@ -1,8 +1,9 @@
 """How robust is the network? Accuracy on test images that are attacked, or degraded by noise, blur, clouds or a missing band.
 
 Run from the project root: python -m studies.robustness; with `rgb` or `ms` for one task. Ten minutes for RGB on 2 CPU cores. It
-uses 200 test images drawn with the seed (all, if there are fewer) and one view. Strengths are in pixel values (0 to 255) for
-RGB and in reflectance for the multispectral set.
+uses 1,000 test images drawn with the seed (all, if there are fewer), and the first 200 of them for attacks, with one view; the
+first table has all views beside it. Strengths are in pixel values (0 to 255) for RGB and in reflectance for the
+multispectral set.
 
 reads   the final model, the test images
 writes  outputs/<profile>/<task>/robustness/: study.json, robustness.csv, robustness.png, attacked.png
@@ -16,18 +17,17 @@ from base.project import CLASSES, RGB, TASKS, Task, config
 
 import matplotlib.pyplot as plt
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 
 from dataset import stretch_to_uint8
 from engine.plots import COLOURS, contact_sheet, save
-from studies.subject import Subject, percent, subjects
+from studies import corruptions
+from studies.subject import Subject, interval_text, percent, predict_pixels, subjects
 
-IMAGES = 200
+IMAGES = 1000
+ATTACKED = 200
 BATCH = 50
-UNIT = {"rgb": 1, "ms": 10_000}  # a strength of 1 in the numbers of a file: a pixel value, or a reflectance
 UNIT_NAME = {"rgb": "of 255 pixel values", "ms": "of reflectance"}
 ATTACKS = {"rgb": (0.5, 1, 4), "ms": (0.0005, 0.001, 0.004)}  # largest change of any pixel
 PGD_STEPS = 10
@@ -35,48 +35,50 @@ NOISE = {"rgb": (2, 5, 10, 20), "ms": (0.002, 0.005, 0.01, 0.02)}  # standard de
 BLUR = (0.5, 1, 1.5, 2)  # pixels, standard deviation of a Gaussian
 GAIN = (0.5, 0.75, 1.25, 1.5)
 QUALITY = (90, 50, 20, 10)
-CLOUD = {"rgb": 235, "ms": 0.3}  # pixel value or reflectance of a bright cloud
 
 
 def main(tasks: list[Task]) -> None:
     for subject in subjects(tasks, "robustness"):
         sample = Sample(subject)
+        corrupted = corrupted_accuracies(sample)
         accuracies = dict(measurements(sample))
         rows = [[kind, f"{strength:g}", f"{accuracy:.4f}"] for (kind, strength), accuracy in accuracies.items()]
         write_csv(subject.folder / "robustness.csv", ["change", "strength", "accuracy"], rows)
         draw_robustness(subject, accuracies, len(sample.labels))
-        write_robustness_study(subject, accuracies, len(sample.labels), ["robustness.png", *draw_attacked(sample)])
+        figures = ["robustness.png", *draw_attacked(sample)]
+        write_robustness_study(subject, corrupted, accuracies, len(sample.labels), figures)
 
 
 class Sample:
-    """The chosen test images. `pixels` are (images, bands, 64, 64) float32 with the numbers of the files."""
+    """The chosen test images: `pixels`, (images, 64, 64, bands), and `floats`, the ATTACKED first of them, (images, bands, 64, 64) float32
+    with the same numbers."""
 
     def __init__(self, subject: Subject) -> None:
         data = subject.images("test")
-        order = np.random.default_rng(config.seed).permutation(len(data))[:IMAGES]
-        self.subject, self.chosen, self.device = subject, np.sort(order), subject.device
-        self.pixels = torch.from_numpy(data.pixels[self.chosen].astype(np.float32)).permute(0, 3, 1, 2).contiguous()
-        self.labels = torch.from_numpy(subject.lists["test"].labels[self.chosen])
-        self.highest = float(np.iinfo(data.pixels.dtype).max)
-        self.bands, self.unit = subject.final.bands, UNIT[subject.task.name]
+        chosen = np.random.default_rng(config.seed).permutation(len(data))[:IMAGES]
+        self.subject, self.final, self.device = subject, subject.final, subject.device
+        self.pixels, self.labels = data.pixels[chosen], torch.from_numpy(subject.lists["test"].labels[chosen])
+        self.floats = torch.from_numpy(self.pixels[:ATTACKED].astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+        self.highest, self.unit = float(np.iinfo(self.pixels.dtype).max), corruptions.unit(self.pixels)
         self.mean, self.std = (v[:, None, None].to(self.device) for v in (subject.final.mean, subject.final.std))
         self.model = subject.final.model.eval()
 
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits of pixels (batch, bands, 64, 64) on the device, differentiable."""
-        return self.model((pixels / self.highest - self.mean) / self.std)
+    def accuracy(self, pixels: np.ndarray, views: int = 1) -> float:
+        predictions = predict_pixels(self.model, pixels, self.final.mean, self.final.std, views).argmax(1)
+        return (predictions == self.labels).double().mean().item()
 
-    def correct(self, pixels: torch.Tensor) -> torch.Tensor:
+    def logits(self, floats: torch.Tensor) -> torch.Tensor:
+        """Logits of pixels (batch, bands, 64, 64) float32 on the device, differentiable."""
+        return self.model((floats / self.highest - self.mean) / self.std)
+
+    def correct(self, floats: torch.Tensor) -> torch.Tensor:
         """(images,) bool."""
         with torch.inference_mode():
-            predictions = [self.logits(batch.to(self.device)).argmax(1).cpu() for batch in pixels.split(BATCH)]
-        return torch.cat(predictions) == self.labels
-
-    def accuracy(self, pixels: torch.Tensor) -> float:
-        return self.correct(pixels).double().mean().item()
+            predictions = [self.logits(batch.to(self.device)).argmax(1).cpu() for batch in floats.split(BATCH)]
+        return torch.cat(predictions) == self.labels[: len(floats)]
 
     def attacked(self, strength: float, steps: int) -> torch.Tensor:
-        """The pixels, each changed by at most `strength` to increase the loss.
+        """`floats`, each number changed by at most `strength` to increase the loss.
 
         One step is FGSM (Goodfellow et al., ICLR 2015). Several steps are PGD (Madry et al., ICLR 2018), which starts at
         the image and takes steps of 2.5 · strength / steps.
@@ -84,7 +86,7 @@ class Sample:
         limit = strength * self.unit
         size = limit if steps == 1 else 2.5 * limit / steps
         changed = []
-        for batch, labels in zip(self.pixels.split(BATCH), self.labels.split(BATCH), strict=True):
+        for batch, labels in zip(self.floats.split(BATCH), self.labels[: len(self.floats)].split(BATCH), strict=True):
             start = batch.to(self.device)
             now = start.clone()
             for _ in range(steps):
@@ -97,76 +99,80 @@ class Sample:
         return torch.cat(changed)
 
 
+def corrupted_accuracies(sample: Sample) -> dict[str, tuple[float, float]]:
+    """{corruption: accuracy with one view, with the model's views}; the first is "none"."""
+    changed = {"none": sample.pixels} | corruptions.corruptions(sample.pixels, config.seed)
+    views = sample.final.setting.views
+    return {name: (sample.accuracy(pixels), sample.accuracy(pixels, views)) for name, pixels in changed.items()}
+
+
 def measurements(sample: Sample) -> Iterator[tuple[tuple[str, float], float]]:
-    """Yield ((what was changed, its strength), accuracy)."""
+    """Yield ((what was changed, its strength), accuracy with one view)."""
     task, pixels = sample.subject.task.name, sample.pixels
     yield ("none", 0.0), sample.accuracy(pixels)
     for strength in ATTACKS[task]:
-        yield ("FGSM", strength), sample.accuracy(sample.attacked(strength, 1))
-        yield ("PGD", strength), sample.accuracy(sample.attacked(strength, PGD_STEPS))
+        yield ("FGSM", strength), sample.correct(sample.attacked(strength, 1)).double().mean().item()
+        yield ("PGD", strength), sample.correct(sample.attacked(strength, PGD_STEPS)).double().mean().item()
     random = np.random.default_rng(config.seed)
-    noise = torch.from_numpy(random.standard_normal(pixels.shape, np.float32))
     for strength in NOISE[task]:
-        yield ("noise", strength), sample.accuracy((pixels + strength * sample.unit * noise).clamp(0, sample.highest))
+        yield ("noise", strength), sample.accuracy(corruptions.noisy(pixels, strength, random))
     for sigma in BLUR:
-        blurred = gaussian_filter(pixels.numpy(), (0, 0, sigma, sigma), mode="reflect")
-        yield ("blur", sigma), sample.accuracy(torch.from_numpy(blurred))
+        yield ("blur", sigma), sample.accuracy(corruptions.blurred(pixels, sigma))
     for gain in GAIN:
-        yield ("gain", gain), sample.accuracy((pixels * gain).clamp(0, sample.highest))
-    yield ("cloud over half", 0.5), sample.accuracy(clouded(sample, random))
+        yield ("gain", gain), sample.accuracy(corruptions.brightened(pixels, gain))
+    yield ("cloud over half", 0.5), sample.accuracy(corruptions.clouded(pixels, 0.5, random))
     if task == "rgb":
         for quality in QUALITY:
-            yield ("JPEG quality", quality), sample.accuracy(compressed(pixels, quality))
-    for index, band in enumerate(sample.bands):
-        without = pixels.clone()
-        without[:, index] = (sample.mean[index] * sample.highest).cpu()
+            yield ("JPEG quality", quality), sample.accuracy(corruptions.compressed(pixels, quality))
+    for index, band in enumerate(sample.final.bands):
+        without = pixels.copy()
+        without[..., index] = round(float(sample.final.mean[index]) * sample.highest)
         yield (f"without {band}", 1), sample.accuracy(without)
-        shuffled = pixels.clone()
-        shuffled[:, index] = pixels[random.permutation(len(pixels)), index]
+        shuffled = pixels.copy()
+        shuffled[..., index] = pixels[random.permutation(len(pixels)), :, :, index]
         yield (f"{band} of another image", 1), sample.accuracy(shuffled)  # permutation importance (Breiman, 2001)
 
 
-def clouded(sample: Sample, random: np.random.Generator) -> torch.Tensor:
-    """The pixels with a cloud over a random half (left, right, top, bottom): bright, textured, with an edge of 8 pixels."""
-    ramp = torch.linspace(-31.5, 31.5, 64).div(2).sigmoid()
-    texture = torch.from_numpy(gaussian_filter(random.standard_normal((len(sample.pixels), 64, 64)), (0, 3, 3))).float()
-    cloud = CLOUD[sample.subject.task.name] * sample.unit * (1 + 0.5 * texture)[:, None]
-    masks = torch.stack([(ramp if k < 2 else ramp.flip(0)).expand(64, 64) for k in range(4)])
-    masks[1::2] = masks[1::2].transpose(1, 2).clone()
-    mask = masks[random.integers(4, size=len(sample.pixels))][:, None]
-    return (sample.pixels * (1 - mask) + cloud * mask).clamp(0, sample.highest)
-
-
-def compressed(pixels: torch.Tensor, quality: int) -> torch.Tensor:
-    """The pixels after JPEG compression of this quality, without chroma subsampling."""
-    images = map(np.ascontiguousarray, pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy())
-    jpegs = (simplejpeg.encode_jpeg(image, quality, colorsubsampling="444") for image in images)
-    return torch.from_numpy(np.stack([simplejpeg.decode_jpeg(jpeg) for jpeg in jpegs])).permute(0, 3, 1, 2).float()
-
-
 def write_robustness_study(
-    subject: Subject, accuracies: dict[tuple[str, float], float], images: int, figures: list[str]
+    subject: Subject,
+    corrupted: dict[str, tuple[float, float]],
+    accuracies: dict[tuple[str, float], float],
+    images: int,
+    figures: list[str],
 ) -> None:
-    task, plain, rows = subject.task.name, accuracies["none", 0.0], []
+    task, rows = subject.task.name, []
     for kind in dict.fromkeys(kind for kind, _ in accuracies if kind != "none"):
         values = {strength: percent(value) for (k, strength), value in accuracies.items() if k == kind}
         cells = [f"{strength:g}: {value}" for strength, value in values.items()] if len(values) > 1 else values.values()
         rows.append([kind, ", ".join(cells)])
-    strength = ATTACKS[task][1]
     worst = (
         min((accuracies[kind.format(band), 1], band) for band in subject.final.bands)
         for kind in ("without {}", "{} of another image")
     )
     by_mean, by_another = (f"{band} ({percent(value)} %)" for value, band in worst)
+    strength, views = ATTACKS[task][1], subject.final.setting.views
+    plain, (low, lowest) = corrupted["none"][1], min((pair[1], name) for name, pair in corrupted.items())
+    mean = np.mean([pair[1] for name, pair in corrupted.items() if name not in ("none", *corruptions.UNSEEN)])
     finding = (
-        f"The network is correct on {percent(plain)} % of {images} unchanged test images. After an attack of at most "
-        f"{strength:g} {UNIT_NAME[task]} it is correct on {percent(accuracies['FGSM', strength])} % (one step) or "
-        f"{percent(accuracies['PGD', strength])} % ({PGD_STEPS} steps), with a cloud over half of the patch on "
-        f"{percent(accuracies['cloud over half', 0.5])} %. The most important band is {by_mean} if a band is replaced by its "
-        f"mean, and {by_another} if it is replaced by another image's."
+        f"With {views} view(s) the network is correct on {percent(plain)} % of {images:,} unchanged test images, and on "
+        f"{percent(mean)} % on the mean of noise, blur, light and the like, as strong as they are met in use; worst is {lowest} "
+        f"with {percent(low)} %. After an attack of at most {strength:g} {UNIT_NAME[task]} it is correct, with one view, on "
+        f"{percent(accuracies['FGSM', strength])} % (one step) or {percent(accuracies['PGD', strength])} % ({PGD_STEPS} steps). "
+        f"The most important band is {by_mean} if a band is replaced by its mean, and {by_another} if it is replaced by another image's."
     )
-    tables = [{"caption": "Accuracy (%) by strength", "header": ["change", "strength: accuracy"], "rows": rows}]
-    subject.write(finding, tables, figures, plain=plain)
+    everyday = [
+        [name, percent(one), f"{percent(all_views)} ({interval_text(all_views, images)})"]
+        for name, (one, all_views) in corrupted.items()
+    ]
+    tables = [
+        {
+            "caption": f"Accuracy (%) on {images:,} images",
+            "header": ["change", "one view", f"{views} view(s)"],
+            "rows": everyday,
+        },
+        {"caption": "Accuracy (%) by strength, one view", "header": ["change", "strength: accuracy"], "rows": rows},
+    ]
+    subject.write(finding, tables, figures, plain=plain, corrupted={name: pair[1] for name, pair in corrupted.items()})
 
 
 def draw_robustness(subject: Subject, accuracies: dict[tuple[str, float], float], images: int) -> None:
@@ -208,16 +214,16 @@ def draw_attacked(sample: Sample) -> list[str]:
     subject = sample.subject
     strength = ATTACKS[subject.task.name][2]
     attacked = sample.attacked(strength, 1)
-    flipped = sample.correct(sample.pixels) & ~sample.correct(attacked)
-    firsts = [int(hits[0]) for label in range(10) if len(hits := (flipped & (sample.labels == label)).nonzero())]
+    flipped, labels = sample.correct(sample.floats) & ~sample.correct(attacked), sample.labels[: len(attacked)]
+    firsts = [int(hits[0]) for label in range(10) if len(hits := (flipped & (labels == label)).nonzero())]
     if not firsts:
         return []
-    columns = [sample.bands.index(band) for band in RGB.bands]
+    columns = [sample.final.bands.index(band) for band in RGB.bands]
     with torch.inference_mode():
         predictions = sample.logits(attacked[firsts].to(sample.device)).argmax(1).tolist()
     originals, results, changes = [], [], []
     for index, predicted in zip(firsts, predictions, strict=True):
-        before, after = sample.pixels[index, columns], attacked[index, columns]
+        before, after = sample.floats[index, columns], attacked[index, columns]
         grey = (127.5 * (1 + (after - before) / (strength * sample.unit))).clamp(0, 255).permute(1, 2, 0)
         originals.append((as_picture(before, subject.task), CLASSES[sample.labels[index]], False))
         results.append((as_picture(after, subject.task), CLASSES[predicted], True))

@@ -11,6 +11,7 @@ from base.setting import Setting
 import numpy as np
 import torch
 
+from augment import preprocess
 from dataset import EuroSATDataset, Split, displayed_image, image_paths, read_image
 from engine.checkpoint import read_checkpoint
 from engine.final_model import (
@@ -23,7 +24,7 @@ from engine.final_model import (
     tasks_with_model,
 )
 from engine.metrics import accuracy_interval
-from engine.results import Results, predict, read_results_of_model
+from engine.results import BATCH_SIZE, Results, predict, read_results_of_model
 from engine.runtime import choose_device, seed_everything
 from engine.splits import read_splits, splits_hash
 from engine.training import train_setting
@@ -141,6 +142,18 @@ def train_run(
 def predict_with(setting: Setting, weights: dict[str, torch.Tensor], data: EuroSATDataset, views: int) -> torch.Tensor:
     """Logits (images, 10) of a setting's network with these weights."""
     return predict(load_weights(setting, weights).to(data.device, memory_format=torch.channels_last), data, views)
+
+
+def predict_pixels(
+    model: Network, pixels: np.ndarray, mean: torch.Tensor, std: torch.Tensor, views: int
+) -> torch.Tensor:
+    """Logits (images, 10) of pixels that lie in no file: (images, 64, 64, bands), as a file would hold them."""
+    device = next(model.parameters()).device
+    mean, std = mean.to(device), std.to(device)
+    model.eval()
+    with torch.inference_mode():
+        batches = (batch.to(device) for batch in torch.from_numpy(pixels).split(BATCH_SIZE))
+        return torch.cat([model(preprocess(batch, mean, std, "none", None), views).cpu() for batch in batches])
 
 
 def band_features(pixels: np.ndarray) -> np.ndarray:

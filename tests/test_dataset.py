@@ -1,5 +1,6 @@
 """Images become what a network sees: the right bands, one path for every reader, augmentation by image."""
 
+import math
 import tracemalloc
 
 from base.errors import UserError
@@ -14,7 +15,7 @@ from tifffile import TiffFile, imwrite
 from torch.utils.data import DataLoader
 
 import dataset
-from augment import AUGMENTATIONS, RANDOM_NUMBERS, band_statistics, random_numbers
+from augment import AUGMENTATIONS, CHANGES, RANDOM_NUMBERS, band_statistics, random_numbers
 from dataset import EuroSATDataset, displayed_image, load_images, read_image
 from engine import runtime
 from engine.splits import read_split
@@ -180,7 +181,7 @@ def test_values_are_scaled_to_0_1_and_standardised_with_the_training_lists_stati
     assert np.allclose(image.permute(1, 2, 0).numpy(), (raw / 65535 - mean) / std, atol=1e-4)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "mild", "strong"])
+@pytest.mark.parametrize("augmentation", ["none", "mild", "strong", "robust"])
 def test_augmentation_depends_on_seed_epoch_and_image_alone(lists, augmentation):
     data = dataset_of(RGB, "train", augmentation=augmentation)
     data.epoch = 3
@@ -195,7 +196,9 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(lists, augmentation)
 
 def test_mild_mirrors_and_strong_does_more():
     image = torch.arange(16.0).reshape(1, 1, 4, 4)
-    seen = {tuple(AUGMENTATIONS["mild"](image, torch.rand(1, RANDOM_NUMBERS), 1).flatten().tolist()) for _ in range(99)}
+    seen = {
+        tuple(AUGMENTATIONS["mild"](image, torch.rand(1, RANDOM_NUMBERS), 1, 1).flatten().tolist()) for _ in range(99)
+    }
     flips = (image, image.flip(2), image.flip(3), image.flip(2).flip(3))
     assert seen == {tuple(flip.flatten().tolist()) for flip in flips}
 
@@ -204,12 +207,39 @@ def test_mild_mirrors_and_strong_does_more():
         random = torch.full((1, RANDOM_NUMBERS), 0.5)
         for column, value in changed.items():
             random[:, int(column[1:])] = value
-        return AUGMENTATIONS["strong"](image, random, torch.ones(1, 1, 1))
+        return AUGMENTATIONS["strong"](image, random, torch.ones(1, 1, 1), 1)
 
     assert torch.allclose(strong(), image, atol=1e-5)
     assert torch.allclose(strong(_2=0), image.transpose(2, 3), atol=1e-5)
     assert torch.allclose(strong(_7=1), image * 1.1, atol=1e-4)
     assert not torch.allclose(strong(_3=0, _4=1), image, atol=0.1)
+
+
+def test_robust_leaves_more_than_half_of_the_images_as_strong_does_and_changes_the_others_in_five_ways():
+    images, std = (
+        torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).expand(500, -1, -1, -1),
+        torch.ones(3, 1, 1),
+    )
+    random = torch.from_numpy(random_numbers(1, 0, 500))
+    plain = AUGMENTATIONS["strong"](images, random, std, 255)
+    unchanged = (AUGMENTATIONS["robust"](images, random, std, 255) == plain).all(dim=(1, 2, 3)).float().mean()
+    assert 0.62 < unchanged < 0.75  # 0.5 + 0.5 times the share that none of the five chooses
+
+    def alone(number: int, strength: float, highest: int = 255) -> torch.Tensor:
+        """The first image with only this change; the numbers 0 to 4 are in the order of CHANGES."""
+        chosen = torch.full((1, RANDOM_NUMBERS), 0.5)
+        chosen[:, -9], chosen[:, -8:-3], chosen[:, -8 + number] = 0, 1, strength * CHANGES[number][1]
+        return AUGMENTATIONS["robust"](images[:1], chosen, std, highest)
+
+    still = AUGMENTATIONS["strong"](images[:1], torch.full((1, RANDOM_NUMBERS), 0.5), std, 255)
+    assert torch.allclose(alone(0, 0.0), still * math.exp(-0.9)) and (alone(0, 0.99) > still).all()
+    for smooth in (1, 2):
+        assert torch.allclose(alone(smooth, 0.0), still) and alone(smooth, 0.99).std() < 0.6 * still.std()
+    assert 0.15 < (alone(3, 0.99) - still).std() < 0.25
+    assert torch.equal((alone(4, 0.99) * 255).round() / 255, alone(4, 0.99)) and not torch.allclose(
+        alone(4, 0.99), still
+    )
+    assert torch.equal(alone(4, 0.99, highest=65535), still)  # reflectances do not become JPEGs
 
 
 def test_seeding_repeats_python_numpy_and_torch():

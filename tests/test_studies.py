@@ -7,23 +7,25 @@ import math
 import os
 import shutil
 
+from base.errors import UserError
 from base.project import CLASSES, MS, RGB, config
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import files_below
+from conftest import CODE, files_below
 from pypdf import PdfReader
 
 import make_report
-from dataset import class_of, patch_of
+from dataset import class_of, load_images, patch_of
 from engine import plots
 from engine.plots import source_of
-from engine.splits import complete_patches, make_pools, make_split, overlapping_pairs, read_splits
+from engine.splits import complete_patches, make_pools, make_split, overlapping_pairs, read_splits, splits_hash
 from studies import (
     baselines,
     calibration,
+    corruptions,
     explain_errors,
     explorer,
     export,
@@ -47,6 +49,7 @@ def quick(place, monkeypatch):
     monkeypatch.setattr(statistics, "DRAWS", 50)
     monkeypatch.setattr(label_audit, "FOLDS", 2)
     monkeypatch.setattr(robustness, "IMAGES", 12)
+    monkeypatch.setattr(robustness, "ATTACKED", 12)
     monkeypatch.setattr(robustness, "PGD_STEPS", 2)
     monkeypatch.setattr(baselines, "C", (0.01, 1.0))
     return place
@@ -171,21 +174,36 @@ def test_the_label_audit_finds_swapped_labels():
     assert set(probabilities[np.arange(120), labels].argsort()[:2]) == {5, 50}
 
 
-def test_attacks_stay_within_their_strength_and_raise_the_loss_and_clouds_cover_half(quick):
+def test_attacks_stay_within_their_strength_and_raise_the_loss(quick):
     (subject,) = subjects([MS], "robustness")
     sample = robustness.Sample(subject)
     for steps in (1, 3):
         changed = sample.attacked(0.1, steps)
-        assert 0 < (changed - sample.pixels).abs().max() <= 0.1 * 10_000 + 1e-2 and changed.min() >= 0
-        with torch.no_grad():
-            before, after = (
-                torch.nn.functional.cross_entropy(sample.logits(pixels), sample.labels)
-                for pixels in (sample.pixels, changed)
-            )
+        assert 0 < (changed - sample.floats).abs().max() <= 0.1 * 10_000 + 1e-2 and changed.min() >= 0
+        before, after = (
+            torch.nn.functional.cross_entropy(sample.logits(floats).detach(), sample.labels)
+            for floats in (sample.floats, changed)
+        )
         assert after > before
-    clouded = robustness.clouded(sample, np.random.default_rng(0))
-    untouched = ((clouded - sample.pixels).abs() < 2).all(1).double().mean((1, 2))
-    assert ((untouched > 0.2) & (untouched < 0.6)).all()
+    assert sample.accuracy(sample.pixels) == sample.correct(sample.floats).double().mean()
+
+
+@pytest.mark.parametrize("task", [RGB, MS], ids=str)
+def test_corruptions_change_every_image_as_they_say(place, task):
+    split = read_splits(task.splits, task)["test"]
+    pixels = load_images(config.dataset_root, task, split.files, RGB.bands)
+    changed = corruptions.corruptions(pixels, seed=1)
+    assert len(changed) == (7 if task == RGB else 6) and set(corruptions.UNSEEN) < set(changed)
+    for name, images in changed.items():
+        assert images.shape == pixels.shape and images.dtype == pixels.dtype, name
+        assert all((images != pixels).any(axis=(1, 2, 3))), name
+        assert np.array_equal(images, corruptions.corruptions(pixels, seed=1)[name]), name
+    covered = (changed["cloud over a tenth"] != pixels).any(3).mean()
+    lost = (changed["lost lines"] == 0).all(axis=(2, 3)).sum(1)
+    assert 0.08 < covered < 0.2 and set(lost) == {corruptions.LOST_LINES}
+    assert np.abs(changed["half the light"] - pixels / 2).max() <= 0.5
+    noise = (changed["noise of 5/255"] - pixels.astype(float)) if task == RGB else pixels * 0 + 5
+    assert 4 < np.sqrt((noise**2).mean()) < 6
 
 
 def test_distances_on_the_ground_and_their_bins():
@@ -227,38 +245,78 @@ def test_the_search_measures_each_run_once_on_images_that_are_in_no_list(place, 
     rows = list(csv.DictReader(tables[0].splitlines()))
     assert tables[0] == tables[1] and [int(row["seed"]) - config.seed for row in rows] == [0, 1]
     assert all(int(row["spare_images"]) == len(spare.files) and 0 <= float(row["spare"]) <= 1 for row in rows)
-    assert [row[0] for row in study(RGB, "search")["tables"][0]["rows"]] == [setting.name] * 2
+    (row,) = study(RGB, "search")["tables"][0]["rows"]
+    assert row[:2] == [setting.name, "2"] and row[-1] == "+0.00 (+0.00 to +0.00)"
+    shares = [1 - len(row["wrong"].split()) / len(spare.files) for row in rows]
+    assert np.allclose(shares, [float(row["spare"]) for row in rows])
+    assert rows[0]["corrupted"].count(": ") == 7
 
 
-def test_folds_keep_the_same_ground_together_and_predict_each_patch_once():
+def test_folds_of_six_bands_keep_the_same_ground_together():
     pairs = overlapping_pairs()
     overlapping = {patch for pair in pairs for patch in pair}
     alone = [patch for patch in complete_patches() if patch not in overlapping][::150]
     every = make_split(MS, dict.fromkeys([patch for pair in pairs[:40] for patch in pair] + alone))
-    fold_of, predicted = {}, []
-    for fold, (train, test) in enumerate(six_bands.folds(every)):
-        assert not set(train) & set(test)
-        predicted += test.tolist()
-        fold_of |= {every.patches[index]: fold for index in test}
-    assert sorted(predicted) == list(range(len(every.files)))
+    fold_of = dict(zip(every.patches, six_bands.folds(every, six_bands.grounds(every)), strict=True))
+    sizes = np.bincount(list(fold_of.values()))
+    assert len(sizes) == 5 and sizes.min() > 40
     assert all(fold_of[a] == fold_of[b] for a, b in pairs if a in fold_of and b in fold_of)
+
+
+def test_six_bands_start_from_a_network_that_saw_no_multispectral_patch_and_no_ground_of_one(monkeypatch):
+    """On the lists handed in, where some patches have to leave for each of the two reasons."""
+    monkeypatch.setattr(config, "project_root", CODE)
+    monkeypatch.setattr(config, "profile", "course")
+    predicted = {patch for split in read_splits(MS.splits, MS).values() for patch in split.patches}
+    shared = {patch for pair in overlapping_pairs() for patch in pair if predicted & set(pair)} - predicted
+    lists = six_bands.start_lists(predicted)
+    for part, split in read_splits(RGB.splits, RGB).items():
+        assert set(split.patches) & predicted and (part != "train" or set(split.patches) & shared)
+        assert lists[part].patches == [patch for patch in split.patches if patch not in predicted | shared]
+    with pytest.raises(UserError, match="none is left"):
+        six_bands.start_lists(complete_patches())
+
+
+def test_the_interval_of_six_bands_takes_patches_of_one_ground_together():
+    """Each of 200 grounds has two patches with the same gain: as wide as that of 200 patches, not of 400."""
+    gains = np.repeat(np.random.default_rng(0).integers(-3, 4, 200), 2)
+    low, high = six_bands.interval_over_grounds(gains, np.repeat(np.arange(200), 2))
+    assert np.allclose([low, high], gains.mean() + np.array([-1.96, 1.96]) * gains.std() / math.sqrt(200), atol=0.03)
 
 
 def test_three_and_six_bands_are_compared_on_each_patch_and_no_fold_is_trained_twice(place, monkeypatch, capsys):
     small = {"weights": None, "backbone": "shufflenet_v2_x0_5", "image_size": 32, "views": 1, "epochs": 1}
-    for name in ("THREE", "SIX"):
+    for name in ("START", "THREE", "SIX"):
         monkeypatch.setattr(six_bands, name, dataclasses.replace(getattr(six_bands, name), **small))
+    monkeypatch.setattr(six_bands, "FOLDS", 2)
+    monkeypatch.setattr(six_bands, "SEEDS", 2)
+    for name in CLASSES:  # the other half is for the RGB network
+        for path in sorted((place.own_sample() / "EuroSAT_MS" / name).iterdir())[5:]:
+            path.unlink()
     six_bands.main()
     folder = MS.outputs / "six_bands"
     rows, values = list(csv.DictReader((folder / "predictions.csv").open())), study(MS, "six_bands")["values"]
-    correct = [[row[kind] == row["class_name"] for row in rows] for kind in ("three_bands", "six_bands")]
-    assert len(rows) == 100 and {row["fold"] for row in rows} == set("01234")
-    assert [values[name]["accuracy"] for name in ("three", "six")] == [sum(hits) / 100 for hits in correct]
-    assert values["second_alone"] == sum(b and not a for a, b in zip(*correct, strict=True))
-    assert "three-0: " in capsys.readouterr().out
-    before = files_below(folder)
+    three, six = (
+        np.array([[row[f"{kind}_bands_{seed}"] == row["class_name"] for row in rows] for seed in range(2)])
+        for kind in ("three", "six")
+    )
+    assert len(rows) == 50 and {row["fold"] for row in rows} == set("01")
+    assert values["three"] == three.mean(1).tolist() and values["six"] == six.mean(1).tolist()
+    assert math.isclose(values["difference"], six.mean() - three.mean(), abs_tol=1e-9)
+    assert values["low"] <= values["difference"] <= values["high"]
+    trained_with = json.loads((folder / "rgb/setting.json").read_text())["identity"]["splits_sha256"]
+    assert trained_with == splits_hash(six_bands.start_lists({patch_of(row["file"]) for row in rows}))
+    before, logits = files_below(folder), torch.load(folder / "three-0-0.pt")["logits"]
+    assert not torch.equal(logits, torch.load(folder / "three-1-0.pt")["logits"])  # another seed
+    (folder / "three-1-0.pt").unlink()
+    capsys.readouterr()
     six_bands.main()
-    assert "three-0: " not in capsys.readouterr().out and files_below(folder) == before
+    trained = [line for line in capsys.readouterr().out.splitlines() if " of 25" in line]
+    assert len(trained) == 1 and trained[0].startswith("three-1-0: ") and files_below(folder) == before
+    monkeypatch.setattr(six_bands, "START", dataclasses.replace(six_bands.START, learning_rate=1e-4))
+    six_bands.main()  # other initial weights: all folds are trained again
+    assert capsys.readouterr().out.count(" of 25") == 8
+    assert not torch.equal(logits, torch.load(folder / "three-0-0.pt")["logits"])
 
 
 @pytest.mark.skipif(
