@@ -1,22 +1,28 @@
-"""Do three infrared bands help? Six bands against red, green and blue on the same patches, each patch predicted once.
+"""Do three infrared bands help? Six bands against red, green and blue on the same patches, each patch predicted once per seed.
 
 Run from the project root: python -m studies.six_bands. Cross-validation with five folds over all multispectral patches that
-exist; patches that show the same ground are in the same fold. Both networks start from ImageNet weights. Settings and epochs
-were fixed beforehand, and the last epoch counts. It takes half an hour to one and a half on 2 CPU cores and resumes after the
-last finished fold. It chooses nothing: the patches of the test list are among those predicted.
+exist, with three seeds; patches that show the same ground are in the same fold. Settings and epochs were fixed beforehand, and
+the last epoch counts. It takes about 40 minutes on 2 CPU cores with AVX-512 and resumes after the last finished fold. It
+chooses nothing: the patches of the test list are among those predicted.
 
-reads   the multispectral images, pretrained/
-writes  outputs/<profile>/ms/six_bands/: study.json, predictions.csv, the logits of each fold
+Both networks start from one RGB network, which is trained first. This is no leak: its train and val lists are the profile's RGB
+lists without the patches of the multispectral set and without those that show the ground of one. So it was neither trained nor
+chosen with what is predicted here. The final RGB model was, and is not used. If all RGB patches are in the multispectral set,
+both start from ImageNet weights.
+
+reads   the multispectral images, splits/<profile>/rgb/ and its images, pretrained/
+writes  outputs/<profile>/ms/six_bands/: study.json, predictions.csv, the folder of the RGB network, the logits of each fold
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from base.command_line import run
 from base.errors import UserError
-from base.files import load_tensors, save_tensors, sha256, write_csv
-from base.project import CLASSES, MS, config
+from base.files import content_hash, load_tensors, save_tensors, sha256, write_csv
+from base.project import CLASSES, MS, RGB, config, pretrained_dir
 from base.setting import Setting
 
 import numpy as np
@@ -26,16 +32,21 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from dataset import REMEDY, EuroSATDataset, Split, find_images
-from engine.metrics import accuracy_interval
+from engine.final_model import load_weights
 from engine.results import predict
-from engine.runtime import training_session
-from engine.splits import make_split, overlapping_pairs
+from engine.runtime import seed_everything, training_session
+from engine.splits import make_split, overlapping_pairs, read_splits
 from engine.training import make_optimizer, train_one_epoch
+from engine.weights import RGB_MODEL, load_initial_weights
+from models import build_model, torchvision_name
 from studies.statistics import mcnemar
-from studies.subject import interval_text, percent, start_training, write_study
+from studies.subject import percent, train_run, write_study
 
-FOLDS = 5
-THREE = Setting("three", "strong", epochs=12, image_size=96, views=8)
+FOLDS, SEEDS = 5, 3
+DRAWS = 10_000  # of the bootstrap
+START = Setting("rgb", "strong", epochs=11, image_size=96, views=8)
+# The "rgb-model" is here the network that START trains.
+THREE = Setting("three", "strong", epochs=12, image_size=96, views=8, weights=RGB_MODEL)
 SIX = replace(THREE, name="six", band_groups=(*THREE.band_groups, ("B08", "B11", "B12")), fusion="concat")
 
 
@@ -45,31 +56,40 @@ def main() -> None:
         if not (patches := find_images(config.dataset_root, MS)):
             raise UserError(f"there are no multispectral images below {config.dataset_root}; {REMEDY}")
         every = make_split(MS, patches)
-        fold_of = np.empty(len(every.files), int)
-        for fold, (_, test) in enumerate(folds(every)):
-            fold_of[test] = fold
-        predictions = {}
-        for setting in (THREE, SIX):
-            logits = torch.empty(len(every.files), len(CLASSES))
-            for fold in range(FOLDS):
-                lists = {"train": subset(every, fold_of != fold), "test": subset(every, fold_of == fold)}
-                logits[fold_of == fold] = fold_logits(setting, lists, folder / f"{setting.name}-{fold}.pt", device)
-            predictions[setting.name] = logits.argmax(1).numpy()
-    columns = every.files, every.labels, fold_of, predictions["three"], predictions["six"]
-    rows = [[file, CLASSES[a], fold, CLASSES[b], CLASSES[c]] for file, a, fold, b, c in zip(*columns, strict=True)]
-    write_csv(folder / "predictions.csv", ["file", "class_name", "fold", "three_bands", "six_bands"], rows)
-    write_six_bands_study(folder, fold_of, {name: values == every.labels for name, values in predictions.items()})
+        ground = grounds(every)
+        fold_of = folds(every, ground)
+        weights = train_start(patches, folder / START.name, device)
+        predictions = {setting.name: np.empty((SEEDS, len(every.files)), int) for setting in (THREE, SIX)}
+        for number, setting, fold in itertools.product(range(SEEDS), (THREE, SIX), range(FOLDS)):
+            lists = {"train": subset(every, fold_of != fold), "test": subset(every, fold_of == fold)}
+            path = folder / f"{setting.name}-{number}-{fold}.pt"
+            logits = fold_logits(setting, weights, lists, config.seed + number, path, device)
+            predictions[setting.name][number, fold_of == fold] = logits.argmax(1).numpy()
+    columns = {f"{name}_bands_{number}": predictions[name][number] for number in range(SEEDS) for name in predictions}
+    rows = [
+        [file, CLASSES[label], fold, *(CLASSES[prediction] for prediction in predicted)]
+        for file, label, fold, *predicted in zip(every.files, every.labels, fold_of, *columns.values(), strict=True)
+    ]
+    write_csv(folder / "predictions.csv", ["file", "class_name", "fold", *columns], rows)
+    write_six_bands_study(folder, ground, *(predicted == every.labels for predicted in predictions.values()))
 
 
-def folds(every: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of train and test. Each fold has its share of each class; patches of the same ground are in one fold."""
+def grounds(every: Split) -> np.ndarray:
+    """The number of each patch's ground, (patches,): the same for patches that overlap, directly or through others."""
     index_of = {patch: index for index, patch in enumerate(every.patches)}
     pairs = [(index_of[a], index_of[b]) for a, b in overlapping_pairs() if a in index_of and b in index_of]
     first, second = np.array(pairs, int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(index_of), len(index_of)))
-    _, ground = connected_components(graph, directed=False)
+    return connected_components(graph, directed=False)[1]
+
+
+def folds(every: Split, ground: np.ndarray) -> np.ndarray:
+    """The fold of each patch, (patches,). Each fold has its share of each class; patches of one ground are in one fold."""
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=config.split_seed)
-    return splitter.split(every.files, every.labels, ground)
+    fold_of = np.empty(len(every.files), int)
+    for fold, (_, test) in enumerate(splitter.split(every.files, every.labels, ground)):
+        fold_of[test] = fold
+    return fold_of
 
 
 def subset(split: Split, chosen: np.ndarray) -> Split:
@@ -77,13 +97,40 @@ def subset(split: Split, chosen: np.ndarray) -> Split:
     return Split([split.files[index] for index in np.flatnonzero(chosen)], split.labels[chosen])
 
 
-def fold_logits(setting: Setting, lists: dict[str, Split], path: Path, device: torch.device) -> torch.Tensor:
+def start_lists(patches: Collection[str]) -> dict[str, Split]:
+    """The profile's RGB lists without these patches and without those that show the ground of one of them."""
+    shown = set(patches).union(*(pair for pair in overlapping_pairs() if not set(pair).isdisjoint(patches)))
+    full = read_splits(RGB.splits, RGB)
+    return {part: subset(split, ~np.isin(split.patches, list(shown))) for part, split in full.items()}
+
+
+def train_start(patches: Collection[str], folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """Train the RGB network. Returns the best epoch's backbone under torchvision's names: initial weights for both settings."""
+    lists = start_lists(patches)
+    if not (lists["train"].files and lists["val"].files):
+        return load_initial_weights(START, pretrained_dir())
+    best = train_run(START, RGB, lists, config.seed, folder, device)["best"]
+    backbone = load_weights(START, best).backbone
+    return {torchvision_name(name): tensor for name, tensor in backbone.state_dict().items()}
+
+
+def fold_logits(
+    setting: Setting,
+    weights: dict[str, torch.Tensor],
+    lists: dict[str, Split],
+    seed: int,
+    path: Path,
+    device: torch.device,
+) -> torch.Tensor:
     """Train on all folds but one and predict that one, (images, 10); or read the file if it holds the same."""
-    key = sha256(repr((setting.values(), config.seed, lists["train"].files, lists["test"].files)).encode())
+    origin = setting.values(), seed, content_hash(weights)
+    key = sha256(repr((*origin, lists["train"].files, lists["test"].files)).encode())
     if path.exists() and (former := load_tensors(path, "delete it and start again")).get("key") == key:
         return former["logits"]
-    model, train = start_training(setting, MS, lists, config.seed, device)
-    model = model.to(device, memory_format=torch.channels_last)
+    how = {"augmentation": setting.augmentation, "seed": seed, "device": device}
+    train = EuroSATDataset(config.dataset_root, MS, lists["train"], setting.bands, **how)
+    seed_everything(seed)
+    model = build_model(setting, weights).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, setting)
     for epoch in range(setting.epochs):
         train_one_epoch(model, train, optimizer, setting, epoch)
@@ -95,29 +142,36 @@ def fold_logits(setting: Setting, lists: dict[str, Split], path: Path, device: t
     return logits
 
 
-def write_six_bands_study(folder: Path, fold_of: np.ndarray, correct: dict[str, np.ndarray]) -> None:
-    """Compare both networks; `correct` is {"three" and "six": (patches,) bool}."""
-    patches, values, texts = len(fold_of), {}, {}
-    for name, hits in correct.items():
-        accuracy = float(hits.mean())
-        low, high = accuracy_interval(accuracy, patches)
-        values[name] = {"accuracy": accuracy, "low": low, "high": high}
-        texts[name] = f"{percent(accuracy)} ({interval_text(accuracy, patches)}) %"
-    values |= mcnemar(correct["three"], correct["six"])
+def interval_over_grounds(values: np.ndarray, ground: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of `values`, (patches,): percentiles of bootstrap samples of grounds, not of patches."""
+    sums, sizes = np.bincount(ground, values), np.bincount(ground)
+    rng = np.random.default_rng(config.seed)
+    samples = (rng.integers(len(sizes), size=len(sizes)) for _ in range(DRAWS))
+    low, high = np.percentile([sums[drawn].sum() / sizes[drawn].sum() for drawn in samples], (2.5, 97.5))
+    return float(low), float(high)
+
+
+def write_six_bands_study(folder: Path, ground: np.ndarray, three: np.ndarray, six: np.ndarray) -> None:
+    """Compare both networks, given which of their predictions are correct: (seeds, patches) bool."""
+    gains = six.sum(0) - three.sum(0)  # (patches,), over all seeds: whole numbers, so that no rounding moves a zero
+    difference, (low, high) = gains.mean() / SEEDS, (limit / SEEDS for limit in interval_over_grounds(gains, ground))
+    texts = [f"{percent(hits.mean())} % ({', '.join(map(percent, hits.mean(1)))})" for hits in (three, six)]
     finding = (
-        f"Each of {patches:,} patches was predicted by a network that had seen neither it nor its ground. With red, green and "
-        f"blue {texts['three']} are correct, with three infrared bands beside them {texts['six']}. Only three bands are "
-        f"correct on {values['first_alone']} patches, only six bands on {values['second_alone']}: p = "
-        f"{values['p_value']:.2g} (McNemar, exact)."
+        f"The infrared bands {'help' if low > 0 else 'are not shown to help'}. Of {len(ground):,} patches, {texts[1]} are "
+        f"correct with them and {texts[0]} with red, green and blue alone (mean of {SEEDS} seeds, then each seed). The "
+        f"difference is {100 * difference:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}, bootstrap over "
+        "grounds). Each patch was predicted by networks that had seen neither it nor its ground."
     )
-    groups = {str(fold): fold_of == fold for fold in range(FOLDS)} | {"all": fold_of >= 0}
-    rows = [
-        [name, str(group.sum()), *(percent(hits[group].mean()) for hits in correct.values())]
-        for name, group in groups.items()
-    ]
-    caption = f"Accuracy (%), {THREE.epochs} epochs at {THREE.image_size} px"
-    table = {"caption": caption, "header": ["fold", "patches", "three bands", "six bands"], "rows": rows}
-    write_study(folder, "", finding, [table], [], values, model_sha256=None)
+    rows = []
+    for number, (first, second) in enumerate(zip(three, six, strict=True)):
+        test = mcnemar(first, second)
+        counts = str(test["first_alone"]), str(test["second_alone"]), f"{test['p_value']:.2g}"
+        rows.append([str(config.seed + number), percent(first.mean()), percent(second.mean()), *counts])
+    caption = f"Accuracy (%), {THREE.epochs} epochs at {THREE.image_size} px; patches only one has right; McNemar's p"
+    header = ["seed", "three bands", "six bands", "only three", "only six", "p"]
+    values = {"three": three.mean(1).tolist(), "six": six.mean(1).tolist()}
+    values |= {"difference": difference, "low": low, "high": high}
+    write_study(folder, "", finding, [{"caption": caption, "header": header, "rows": rows}], [], values, None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 
-from base.errors import UserError
 from base.project import CLASSES, MS, RGB, config
 
 import numpy as np
@@ -273,8 +272,9 @@ def test_six_bands_start_from_a_network_that_saw_no_multispectral_patch_and_no_g
     for part, split in read_splits(RGB.splits, RGB).items():
         assert set(split.patches) & predicted and (part != "train" or set(split.patches) & shared)
         assert lists[part].patches == [patch for patch in split.patches if patch not in predicted | shared]
-    with pytest.raises(UserError, match="none is left"):
-        six_bands.start_lists(complete_patches())
+    assert not any(split.files for split in six_bands.start_lists(complete_patches()).values())
+    monkeypatch.setattr(six_bands, "load_initial_weights", lambda *_: "ImageNet's")
+    assert six_bands.train_start(complete_patches(), CODE / "unused", torch.device("cpu")) == "ImageNet's"
 
 
 def test_the_interval_of_six_bands_takes_patches_of_one_ground_together():
@@ -282,6 +282,19 @@ def test_the_interval_of_six_bands_takes_patches_of_one_ground_together():
     gains = np.repeat(np.random.default_rng(0).integers(-3, 4, 200), 2)
     low, high = six_bands.interval_over_grounds(gains, np.repeat(np.arange(200), 2))
     assert np.allclose([low, high], gains.mean() + np.array([-1.96, 1.96]) * gains.std() / math.sqrt(200), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("gained", "answer"), [(0, "are not shown to help."), (1, "are not shown to help."), (20, "help.")]
+)
+def test_six_bands_help_only_if_the_interval_excludes_zero(tmp_path, capsys, gained, answer):
+    """Of 100 patches, three bands are correct on the last 70, six bands also on the first `gained`."""
+    patches = np.arange(100)
+    three, six = (np.array([hits] * 3) for hits in (patches >= 30, (patches >= 30) | (patches < gained)))
+    six_bands.write_six_bands_study(tmp_path, patches, three, six)
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert content["finding"].startswith(f"The infrared bands {answer}")
+    assert content["tables"][0]["rows"][0][1:5] == ["70.0", f"{70 + gained}.0", "0", str(gained)]
 
 
 def test_three_and_six_bands_are_compared_on_each_patch_and_no_fold_is_trained_twice(place, monkeypatch, capsys):
