@@ -2,10 +2,11 @@
 
 import csv
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
-from base.files import save_tensors
+from base.files import save_tensors, sha256
 from base.project import CLASSES, MS, MS_BANDS, RGB, TASKS, config
 
 import numpy as np
@@ -105,6 +106,21 @@ def test_a_patch_has_one_line_and_a_row_with_the_models_answer(classified):
     assert "8-bit RGB is taken as EuroSAT's stretch" in output
 
 
+def test_the_model_of_all_images_answers_for_that_of_course_and_is_named(classified):
+    patch, table = str(config.dataset_root / jpeg("River")), config.project_root / "outputs/classify/patches.csv"
+    for part in ("outputs", "splits"):
+        (config.project_root / part / "demo").rename(config.project_root / part / "course")
+    config.profile = "course"
+    for profile in ("course", "full"):
+        if profile == "full":
+            shutil.copytree(config.project_root / "outputs/course", config.project_root / "outputs/full")
+        assert f"outputs/{profile}/rgb/final_model.pt" in classified.run("classify.py", patch)
+        (row,) = csv.DictReader(table.open())
+        path = config.project_root / row["model"]
+        assert row["model"] == f"outputs/{profile}/rgb/final_model.pt"
+        assert row["model_sha256"] == sha256(path.read_bytes())
+
+
 def test_a_patch_in_any_form_becomes_what_the_model_was_trained_on(sample, tmp_path):
     """EuroSAT's JPEG stays as it is; its 16-bit tif becomes the JPEG's pixels, bit for bit."""
     patch, reflectances = read_image(str(sample / jpeg("Forest")), RGB), read_image(str(sample / tif("Forest")), MS)
@@ -161,6 +177,7 @@ def test_a_scene_becomes_a_map_in_its_place(classified, tmp_path):
     assert float(rows[CLASSES.index("River")]["share"]) == pytest.approx(
         counts[river].sum() / counts[has_class].sum(), abs=1e-5
     )
+    assert {row["model_sha256"] for row in rows} == {model_of(RGB).sha256}
     assert sum(float(row["hectares"]) for row in rows) == pytest.approx(counts[has_class].sum() / 100)
     with Picture.open(folder / "map.png") as picture:
         assert picture.width > picture.height > 400
