@@ -24,7 +24,7 @@ from engine.checkpoint import best_epoch
 from engine.final_model import initial_weights
 from engine.metrics import compute_metrics
 from engine.results import predict
-from engine.runtime import training_session
+from engine.runtime import seed_everything, training_session
 from models import build_model
 from studies.subject import Subject, band_features, interval_text, percent, predict_with, subjects, train_run
 
@@ -35,7 +35,7 @@ def main(tasks: list[Task]) -> None:
     for subject in subjects(tasks, "baselines"):
         labels = {part: subject.lists[part].labels for part in PARTS}
         statistics = {part: band_features(subject.images(part).pixels) for part in PARTS}
-        classifier = RandomForestClassifier(500, random_state=config.seed, n_jobs=-1)
+        classifier = RandomForestClassifier(500, random_state=config.seed)  # on one core: on several the last bits vary
         predictions = {
             "most frequent class": fit_and_predict(DummyClassifier(), statistics, labels),
             "random forest on the bands' means and deviations": fit_and_predict(classifier, statistics, labels),
@@ -77,6 +77,7 @@ def best_linear_model(features: dict[str, np.ndarray], labels: dict[str, np.ndar
 def frozen_features(subject: Subject) -> dict[str, np.ndarray]:
     """The input of the linear layer before any fine-tuning, with the views of the final model: {part: (images, channels)}."""
     setting = subject.final.setting
+    seed_everything(config.seed)  # if the setting has no weights, these are random
     model = build_model(setting, initial_weights(setting, pretrained_dir(), RGB, subject.lists))
     model = model.to(subject.device, memory_format=torch.channels_last)
     return {part: predict(model, subject.images(part), setting.views, embed=True).numpy() for part in PARTS}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from base.command_line import run
 from base.errors import UserError
-from base.files import content_hash, load_tensors, save_tensors, sha256, write_csv
+from base.files import write_csv
 from base.project import CLASSES, MS, RGB, config, pretrained_dir
 from base.setting import Setting
 
@@ -31,16 +31,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from dataset import REMEDY, EuroSATDataset, Split, find_images
+from dataset import REMEDY, Split, find_images
 from engine.final_model import load_weights
-from engine.results import predict
-from engine.runtime import seed_everything, training_session
+from engine.runtime import training_session
 from engine.splits import make_split, overlapping_pairs, read_splits
-from engine.training import make_optimizer, train_one_epoch
 from engine.weights import RGB_MODEL, load_initial_weights
-from models import build_model, torchvision_name
+from models import torchvision_name
 from studies.statistics import mcnemar
-from studies.subject import percent, train_run, write_study
+from studies.subject import last_epoch_logits, percent, subset, train_run, write_study
 
 FOLDS, SEEDS = 5, 3
 DRAWS = 10_000  # of the bootstrap
@@ -63,7 +61,7 @@ def main() -> None:
         for number, setting, fold in itertools.product(range(SEEDS), (THREE, SIX), range(FOLDS)):
             lists = {"train": subset(every, fold_of != fold), "test": subset(every, fold_of == fold)}
             path = folder / f"{setting.name}-{number}-{fold}.pt"
-            logits = fold_logits(setting, weights, lists, config.seed + number, path, device)
+            logits = last_epoch_logits(setting, weights, MS, lists, config.seed + number, path, device)
             predictions[setting.name][number, fold_of == fold] = logits.argmax(1).numpy()
     columns = {f"{name}_bands_{number}": predictions[name][number] for number in range(SEEDS) for name in predictions}
     rows = [
@@ -92,11 +90,6 @@ def folds(every: Split, ground: np.ndarray) -> np.ndarray:
     return fold_of
 
 
-def subset(split: Split, chosen: np.ndarray) -> Split:
-    """The images for which `chosen`, (images,) bool, is true."""
-    return Split([split.files[index] for index in np.flatnonzero(chosen)], split.labels[chosen])
-
-
 def start_lists(patches: Collection[str]) -> dict[str, Split]:
     """The profile's RGB lists without these patches and without those that show the ground of one of them."""
     shown = set(patches).union(*(pair for pair in overlapping_pairs() if not set(pair).isdisjoint(patches)))
@@ -112,34 +105,6 @@ def train_start(patches: Collection[str], folder: Path, device: torch.device) ->
     best = train_run(START, RGB, lists, config.seed, folder, device)["best"]
     backbone = load_weights(START, best).backbone
     return {torchvision_name(name): tensor for name, tensor in backbone.state_dict().items()}
-
-
-def fold_logits(
-    setting: Setting,
-    weights: dict[str, torch.Tensor],
-    lists: dict[str, Split],
-    seed: int,
-    path: Path,
-    device: torch.device,
-) -> torch.Tensor:
-    """Train on all folds but one and predict that one, (images, 10); or read the file if it holds the same."""
-    origin = setting.values(), seed, content_hash(weights)
-    key = sha256(repr((*origin, lists["train"].files, lists["test"].files)).encode())
-    if path.exists() and (former := load_tensors(path, "delete it and start again")).get("key") == key:
-        return former["logits"]
-    how = {"augmentation": setting.augmentation, "seed": seed, "device": device}
-    train = EuroSATDataset(config.dataset_root, MS, lists["train"], setting.bands, **how)
-    seed_everything(seed)
-    model = build_model(setting, weights).to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, setting)
-    for epoch in range(setting.epochs):
-        train_one_epoch(model, train, optimizer, setting, epoch)
-    test = EuroSATDataset(config.dataset_root, MS, lists["test"], setting.bands, train.statistics, device=device)
-    logits = predict(model, test, setting.views)
-    save_tensors(path, {"key": key, "logits": logits})
-    accuracy = (logits.argmax(1).numpy() == lists["test"].labels).mean()
-    print(f"{path.stem}: {accuracy:.2%} of {len(logits)}", flush=True)
-    return logits
 
 
 def interval_over_grounds(values: np.ndarray, ground: np.ndarray) -> tuple[float, float]:

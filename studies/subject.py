@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from base.files import write_json
+from base.files import content_hash, load_tensors, save_tensors, sha256, write_json
 from base.project import PROFILES, RGB, Task, config, display_path, pretrained_dir
 from base.setting import Setting
 
@@ -27,7 +27,7 @@ from engine.metrics import accuracy_interval
 from engine.results import BATCH_SIZE, Results, predict, read_results_of_model
 from engine.runtime import choose_device, seed_everything
 from engine.splits import read_splits, splits_hash
-from engine.training import train_setting
+from engine.training import make_optimizer, train_one_epoch, train_setting
 from models import Network, build_model
 
 # studies.benchmark compares the default run with this; studies.search draws it beside its runs.
@@ -137,6 +137,44 @@ def train_run(
     val = EuroSATDataset(config.dataset_root, task, lists["val"], setting.bands, train.statistics, device=device)
     train_setting(setting, model, train, val, splits_hash(lists), folder)
     return read_checkpoint(folder)
+
+
+def subset(split: Split, chosen: np.ndarray) -> Split:
+    """The images for which `chosen`, (images,) bool, is true."""
+    return Split([split.files[index] for index in np.flatnonzero(chosen)], split.labels[chosen])
+
+
+def last_epoch_logits(
+    setting: Setting,
+    weights: dict[str, torch.Tensor] | None,
+    task: Task,
+    lists: dict[str, Split],
+    seed: int,
+    path: Path,
+    device: torch.device,
+) -> torch.Tensor:
+    """Train on "train" of the lists to the last epoch and predict "test", (images, 10); or read `path` if it holds the same.
+
+    Args:
+        weights: initial ones, as `build_model` takes them.
+    """
+    origin = setting.values(), seed, content_hash(weights or {}), lists["train"].files, lists["test"].files
+    key = sha256(repr(origin).encode())
+    if path.exists() and (former := load_tensors(path, "delete it and start again")).get("key") == key:
+        return former["logits"]
+    how = {"augmentation": setting.augmentation, "seed": seed, "device": device}
+    train = EuroSATDataset(config.dataset_root, task, lists["train"], setting.bands, **how)
+    seed_everything(seed)
+    model = build_model(setting, weights).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, setting)
+    for epoch in range(setting.epochs):
+        train_one_epoch(model, train, optimizer, setting, epoch)
+    test = EuroSATDataset(config.dataset_root, task, lists["test"], setting.bands, train.statistics, device=device)
+    logits = predict(model, test, setting.views)
+    save_tensors(path, {"key": key, "logits": logits})
+    accuracy = (logits.argmax(1).numpy() == lists["test"].labels).mean()
+    print(f"{path.stem}: {accuracy:.2%} of {len(logits):,}", flush=True)
+    return logits
 
 
 def predict_with(setting: Setting, weights: dict[str, torch.Tensor], data: EuroSATDataset, views: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ from studies import (
     export,
     geography,
     label_audit,
+    label_curve,
     robustness,
     search,
     six_bands,
@@ -227,6 +228,26 @@ def test_the_exported_network_predicts_as_torch_does_for_any_number_of_images(qu
     assert "0 of 20" in capsys.readouterr().out
     card = (MS.outputs / "export/MODEL_CARD.md").read_text()
     assert f"{100 * subject.results.metrics['accuracy']:.1f} %" in card and subject.final.sha256 in card
+
+
+def test_the_label_curve_draws_equally_many_of_each_class_and_trains_nothing_twice(quick, monkeypatch, capsys):
+    for name, value in {"SIZES": (10, 30), "SEEDS": 2, "STEPS": 1}.items():
+        monkeypatch.setattr(label_curve, name, value)
+    labels = read_splits(RGB.splits, RGB)["train"].labels
+    for size in (10, 30):
+        first, again = (labels[label_curve.drawn(labels, size, seed)] for seed in (1, 1))
+        assert set(np.bincount(first)) == {size // 10} and np.array_equal(first, again)
+    assert (label_curve.drawn(labels, 30, 1) != label_curve.drawn(labels, 30, 2)).any()
+    label_curve.main()
+    trained, before = capsys.readouterr().out, files_below(RGB.outputs / "label_curve")
+    assert all(
+        f"{name}-{run}: " in trained for name in ("tuned", "scratch") for run in ("10-0", "10-1", "30-0", "60-0")
+    )
+    label_curve.main()
+    assert "tuned-10" not in capsys.readouterr().out
+    assert files_below(RGB.outputs / "label_curve") == before
+    rows = study(RGB, "label_curve")["tables"][0]["rows"]
+    assert [row[0] for row in rows] == list(label_curve.METHODS) and all("±" in row[1] for row in rows)
 
 
 def test_the_search_measures_each_run_once_on_images_that_are_in_no_list(place, monkeypatch):
