@@ -37,6 +37,7 @@ from studies.subject import RECIPE, percent, predict_pixels, setting_summaries, 
 
 SPARE = 4000  # images at most; at an accuracy of 97.5 % chance alone is ± 0.5 points
 CORRUPTED = 1000  # of them
+SHOWN = ("val", "one view", "all views", "corrupted", "worst", *UNSEEN)  # of `summary`, in percent
 HEADER = [
     *("run", "seed", "device", "seconds", "best_epoch", "val_accuracy", "spare_images", "spare_one_view", "spare"),
     *("corrupted", "wrong", "key"),  # "noise of 5/255: 0.945, …", all views; the spare images that all views get wrong
@@ -146,27 +147,25 @@ def write_search_study(task: Task, folder: Path) -> None:
     for row in rows:
         runs[row["run"]].append(row)
     values = {name: summary(of_run, runs[first], images) for name, of_run in runs.items()}
-    best = max(values, key=lambda name: values[name]["all views"])
     hardest = max(values, key=lambda name: values[name]["corrupted"])
+    lines, differences = [], []
+    for name, row in values.items():
+        difference, low, high = (f"{100 * row[key]:+.2f}" for key in ("difference", "low", "high"))
+        differences.append(f"{difference} ({low} to {high})")
+        accuracies = [percent(row[key]) for key in SHOWN]
+        lines.append([name, str(len(runs[name])), f"{row['seconds']:.0f}", *accuracies, differences[-1]])
+    beside = ", ".join(f"{name} {text}" for name, text in list(zip(values, differences, strict=True))[1:])
     finding = (
-        f"On {images:,} images that are in no list, with all views, {best} is correct on {percent(values[best]['all views'])} % "
-        f"after {values[best]['seconds']:.0f} s of training, {first} on {percent(values[first]['all views'])} % after "
-        f"{values[first]['seconds']:.0f} s. With noise, blur, JPEG, less light or resampling {first} keeps "
+        f"On {images:,} images that are in no list, with all views, {first} is correct on "
+        f"{percent(values[first]['all views'])} % after {values[first]['seconds']:.0f} s of training. In points beside it: "
+        f"{beside or 'nothing'}. With noise, blur, JPEG, less light or resampling {first} keeps "
         f"{percent(values[first]['corrupted'])} % on the mean, and {hardest} {percent(values[hardest]['corrupted'])} %."
     )
     draw_frontier(folder / "frontier.png", rows, images, recipe_seconds(task, rows))
-    shown = ("val", "one view", "all views", "corrupted", "worst", *UNSEEN)
-    lines = []
-    for name, row in values.items():
-        difference, low, high = (f"{100 * row[key]:+.2f}" for key in ("difference", "low", "high"))
-        accuracies = [percent(row[key]) for key in shown]
-        lines.append(
-            [name, str(len(runs[name])), f"{row['seconds']:.0f}", *accuracies, f"{difference} ({low} to {high})"]
-        )
     table = {
         "caption": f"Accuracy (%), mean over seeds: on val, on {images:,} spare images, and with all views on "
         f"{min(CORRUPTED, images):,} of them corrupted; points more than {first}, with a 95 % interval",
-        "header": ["setting", "seeds", "seconds", *shown, f"beside {first}"],
+        "header": ["setting", "seeds", "seconds", *SHOWN, f"beside {first}"],
         "rows": lines,
     }
     write_study(folder, "", finding, [table], ["frontier.png"], values, model_sha256=None)
@@ -231,8 +230,6 @@ def draw_frontier(path: Path, rows: list[dict[str, str]], images: int, recipe: f
         axes.axvline(recipe, color="#777777", linestyle=(0, (3, 2)), linewidth=1)
         text = f"ResNet-18, 224 px,\n10 epochs: {recipe:,.0f} s\n(not trained here)"
         axes.text(recipe * 0.96, 0.04, text, transform=axes.get_xaxis_transform(), ha="right", fontsize=7)
-    seconds, accuracy = np.array(sorted(tuple(np.mean(points, axis=0)) for points in runs.values())).T
-    axes.plot(seconds, 100 * accuracy, color="#CCCCCC", linewidth=1, zorder=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
