@@ -50,8 +50,12 @@ def main(tasks: list[Task]) -> None:
 
 
 class Sample:
-    """The chosen test images: `pixels`, (images, 64, 64, bands), and `floats`, the ATTACKED first of them, (images, bands, 64, 64) float32
-    with the same numbers."""
+    """The chosen test images.
+
+    Attributes:
+        pixels: (images, 64, 64, bands), as files hold them.
+        floats: the first ATTACKED of them with the same numbers, (images, bands, 64, 64) float32.
+    """
 
     def __init__(self, subject: Subject) -> None:
         data = subject.images("test")

@@ -11,6 +11,7 @@ writes  outputs/<profile>/<task>/search/: table.csv with a row for each run, fro
 """
 
 import itertools
+import math
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,7 @@ def add_row(path: Path, setting: Setting, checkpoint: dict, task: Task, spare: S
         "run": setting.name,
         "seed": checkpoint["identity"]["seed"],
         "device": environment(device)["device"],
-        "seconds": round(sum(epoch["seconds"] for epoch in checkpoint["history"])),
+        "seconds": math.ceil(sum(epoch["seconds"] for epoch in checkpoint["history"])),
         "best_epoch": best["epoch"],
         "val_accuracy": best["val_accuracy"],
         "spare_images": len(spare.files),
