@@ -7,7 +7,7 @@ band. What has all bands of the six-band model is for that model, what has red, 
 pixels are a patch. Anything larger is a scene: windows of 64 pixels every 16 pixels are classified and their probabilities
 averaged, so a cell of the map is 160 m.
 
-The RGB model is that of `full` if there is one beside that of `course`: it was trained to withstand noise, blur and other light.
+The RGB model is that of `full`, if there is one, before that of `course`.
 A model names one of its ten classes for every image. An image is marked UNLIKE if it is further from all training images than
 99 % of the val images are.
 
@@ -20,7 +20,6 @@ writes  outputs/classify/patches.csv, and for each scene a folder there: classes
 import functools
 import re
 import unicodedata
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from base.command_line import run
@@ -79,19 +78,10 @@ def check_files(files: list[Path]) -> None:
         print(f"note: {file}{f' and {len(others)} more' * bool(others)}: {note}")
 
 
-@dataclass(frozen=True)
-class OwnModel:
-    """What classifies: a final model, the file it is from, and what images are compared with, None if they cannot be."""
-
-    final: FinalModel
-    file: str
-    reference: TrainingFeatures | None
-
-
-def model_for(image: Image) -> OwnModel:
-    """The model that has an image's bands."""
+def model_for(image: Image) -> tuple[FinalModel, TrainingFeatures | None]:
+    """The model that has an image's bands, and what the image is compared with; None if it cannot be."""
     may_be_six = len(image.bands) > 3 and not image.eight_bits and model_path(MS).exists()
-    six = loaded(MS).final.bands if may_be_six else ()
+    six = loaded(MS)[0].bands if may_be_six else ()
     task = MS if six and set(six) <= set(image.bands) else RGB
     why = f"the six-band model needs {' '.join(six)}" if six else "there is no six-band model, or there are only 8 bits"
     if task is RGB and not set(RGB.bands) <= set(image.bands):
@@ -100,16 +90,17 @@ def model_for(image: Image) -> OwnModel:
         )
     if task is RGB and len(image.bands) > 3:
         image.notes.append(f"only red, green and blue are used: {why}")
-    return loaded(task) if image.comparable else replace(loaded(task), reference=None)
+    final, reference = loaded(task)
+    return final, reference if image.comparable else None
 
 
 @functools.cache
-def loaded(task: Task) -> OwnModel:
+def loaded(task: Task) -> tuple[FinalModel, TrainingFeatures | None]:
     full = task.of_profile("full")
     used = full if (config.profile, task) == ("course", RGB) and model_path(full).exists() else task
-    final, file = load_model(used, choose_device()), display_path(model_path(used))
-    print(f"{task.title} model: {file}, setting {final.setting.name}")
-    return OwnModel(final, file, training_features(config.dataset_root, used, final))
+    final = load_model(used, choose_device())
+    print(f"{task.title} model: {final.file}, setting {final.setting.name}")
+    return final, training_features(config.dataset_root, used, final)
 
 
 def folder_name(path: Path) -> str:
@@ -124,8 +115,7 @@ def folder_name(path: Path) -> str:
 
 def classify_patch(image: Image) -> list:
     """Print the line of a patch, and return its row."""
-    model = model_for(image)
-    final, reference = model.final, model.reference
+    final, reference = model_for(image)
     pixels = image.training_pixels(final.metadata["task"], final.bands)
     if not pixels.any():
         raise UserError(f"{image.path} holds no-data only; give another image")
@@ -137,19 +127,18 @@ def classify_patch(image: Image) -> list:
     marked = [f"{distance:.4g}", "yes" if unlike else "no"] if reference else ["", ""]
     name = str(image.path).encode("utf-8", "replace").decode()
     answer = [CLASSES[first], f"{best:.6g}", CLASSES[second], f"{next_best:.6g}"]
-    return [name, *answer, *marked, model.file, final.sha256]
+    return [name, *answer, *marked, final.file, final.sha256]
 
 
 def classify_scene(image: Image) -> None:
     """Write a scene's map, and print its largest classes."""
-    model = model_for(image)
-    final, reference = model.final, model.reference
+    final, reference = model_for(image)
     place, metres = OUTPUTS / folder_name(image.path), image.metres
     land_use = map_scene(image, final, reference, STRIDE)
     shares, hectares = land_use.areas / land_use.areas.sum(), land_use.areas * metres**2 / 10_000
     write_rasters(place, image, land_use, MAP_COLOURS)
     rows = [
-        [name, f"{share:.6g}", f"{area:.6g}", model.file, final.sha256]
+        [name, f"{share:.6g}", f"{area:.6g}", final.file, final.sha256]
         for name, share, area in zip(CLASSES, shares, hectares, strict=True)
     ]
     write_csv(place / "shares.csv", ["class_name", "share", "hectares", "model", "model_sha256"], rows)

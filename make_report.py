@@ -86,7 +86,7 @@ def typeset(layout: str, content: dict, pdf: Path) -> Path:
 
 def describe(task: Task, missing: list[str]) -> dict:
     """One task's final model, as the layout needs it. What is missing, or of another run, is added to `missing`."""
-    model, folder = read_model(task), task.outputs
+    (model, _), folder = read_model(task), task.outputs
     metrics = test_metrics(task, missing)
     source = metrics and metrics["logits_sha256"]
     curves = [figure(folder / name / "val_curves.png", run_, missing) for name, run_ in model["runs"].items()]

@@ -90,9 +90,7 @@ def read_checkpoint(folder: Path) -> dict:
             shares = row["val_accuracy"], row["val_mean_tpr"], row["train_accuracy"]
             if list(row) != HISTORY_HEADER or row["epoch"] != epoch or not all(0 <= share <= 1 for share in shares):
                 raise ValueError(f"epoch {epoch} of its history is damaged")
-        if not isinstance(content["identity"], dict) or not all(
-            isinstance(dict(each), dict) for each in content["environments"]
-        ):
+        if not all(isinstance(each, dict) for each in (content["identity"], *content["environments"])):
             raise ValueError("it does not say what was trained, or where")
         if content.pop("sha256") != content_hash(content):
             raise ValueError("it was edited, or its parts are of different runs")

@@ -51,6 +51,7 @@ class FinalModel:
     std: torch.Tensor
     setting: Setting
     metadata: dict  # the rest of the file: task, seed, epoch and val metrics that chose it, splits_sha256, versions, …
+    file: str  # as messages name it
     sha256: str  # of the file
 
     @property
@@ -75,20 +76,19 @@ def tasks_with_model(tasks: list[Task]) -> list[Task]:
     return found
 
 
-def read_model(task: Task) -> dict:
-    """The content of final_model.pt; a UserError says that it is missing, damaged, or of the other task."""
+def read_model(task: Task) -> tuple[dict, Network]:
+    """The content of final_model.pt and the network in it; a UserError says that it is missing, damaged, or of the other task."""
     tasks_with_model([task])
     path, remedy = model_path(task), f"bring it back, or run: python train_{task.name}.py"
     content = load_tensors(path, remedy)
     with reading(path, remedy):
         if "sha256" in content and content.pop("sha256") != content_hash(content):  # not in models of earlier versions
             raise ValueError("it was edited")
-        check_model(content, task)
-    return content
+        return content, checked_network(content, task)
 
 
-def check_model(content: dict, task: Task) -> None:
-    """Raise an error unless this is a final model of the task, whose numbers can be used."""
+def checked_network(content: dict, task: Task) -> Network:
+    """The network of a final model; an error unless it is one of the task, whose numbers can be used."""
     Metadata.model_validate(content, strict=True)
     if any(set(row) != set(SELECTION_HEADER) for row in content.get("selection", ())):
         raise ValueError("its table of settings is damaged")
@@ -102,17 +102,16 @@ def check_model(content: dict, task: Task) -> None:
         raise ValueError("its bands and its normalisation disagree")
     if mean.dtype != torch.float32 or std.dtype != torch.float32 or not mean.isfinite().all():
         raise ValueError("its normalisation is not of finite float32 numbers")
-    load_weights(setting, content["model"])
+    return load_weights(setting, content["model"])
 
 
 def load_model(task: Task, device: torch.device) -> FinalModel:
     """Load final_model.pt. Nothing about the model is taken from config.py."""
-    content = read_model(task)
-    with reading(model_path(task), f"bring it back, or run: python train_{task.name}.py"):
-        setting = Setting.from_values(content.pop("setting"))
-        model = load_weights(setting, content.pop("model"))
+    content, model = read_model(task)
+    del content["model"]
+    setting, mean, std = Setting.from_values(content.pop("setting")), content.pop("mean"), content.pop("std")
     model = model.to(device, memory_format=torch.channels_last)
-    return FinalModel(model, content.pop("mean"), content.pop("std"), setting, content, model_hash(task))
+    return FinalModel(model, mean, std, setting, content, display_path(model_path(task)), model_hash(task))
 
 
 def load_weights(setting: Setting, weights: dict[str, torch.Tensor]) -> Network:
@@ -147,14 +146,19 @@ def rgb_backbone(rgb: Task, rgb_lists: dict[str, Split], ms_lists: dict[str, Spl
 
     A UserError says that the model has other lists, or was trained or chosen with a patch of the test list of six bands.
     """
-    content = read_model(rgb)
+    content, _ = read_model(rgb)
     if content["splits_sha256"] != splits_hash(rgb_lists):
         raise UserError(f"{display_path(model_path(rgb))} was trained with other lists; run: python train_rgb.py")
     seen = {patch for part in ("train", "val") for patch in rgb_lists[part].patches}
     if leaked := sorted(seen & set(ms_lists["test"].patches)):
         told = f"the final RGB model has seen {len(leaked)} test patches of the multispectral lists ({leaked[0]}, …)"
         raise UserError(f"{told}, so a network cannot start from it; set other weights in config.py")
-    backbone = ((name.removeprefix("backbone."), tensor) for name, tensor in content["model"].items())
+    return backbone_weights(content["model"])
+
+
+def backbone_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone in the weights of a network with one group of bands, under torchvision's names."""
+    backbone = ((name.removeprefix("backbone."), tensor) for name, tensor in weights.items())
     return {torchvision_name(name): tensor for name, tensor in backbone if not name.startswith("linear.")}
 
 
@@ -195,7 +199,7 @@ def select_final_model(task: Task, settings: list[Setting], lists: dict[str, Spl
         "environments": run["environments"],
     }
     with reading(task.outputs / chosen.name / "last.pt", "delete its folder and train again"):
-        check_model(content, task)  # before the old final model is replaced
+        checked_network(content, task)  # before the old final model is replaced
     save_tensors(model_path(task), {**content, "sha256": content_hash(content)}, backup=True)
     # Not in the model's file, which the same training shall write again byte for byte.
     seconds = [round(sum(epoch["seconds"] for epoch in run["history"]), 1) for run in runs.values()]

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 CLOUD = {"uint8": 235, "uint16": 0.3}  # a bright cloud
 LOST_LINES = 3  # of 64
+UNSEEN = ("cloud over a tenth", "lost lines")  # kinds that `robust` has not trained on
 
 
 def corruptions(pixels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -27,9 +28,6 @@ def corruptions(pixels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         "cloud over a tenth": clouded(pixels, 0.1, random),
         "lost lines": without_lines(pixels, random),
     }
-
-
-UNSEEN = ("cloud over a tenth", "lost lines")  # kinds that `robust` has not trained on
 
 
 def unit(pixels: np.ndarray) -> int:

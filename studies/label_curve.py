@@ -56,6 +56,9 @@ def measurements(subject: Subject) -> Iterator[tuple[tuple[str, int], list[float
         FOREST: {part: band_features(subject.images(part).pixels) for part in ("train", "test")},
         LINEAR: frozen_features(subject),
     }
+    plan = subject.final.setting
+    settings = {TUNED: replace(plan, name="tuned"), SCRATCH: replace(plan, name="scratch", weights=None)}
+    weights = {method: initial_weights(each, pretrained_dir(), RGB, subject.lists) for method, each in settings.items()}
     sizes = [size for size in SIZES if size < len(labels)]
     for size in (*sizes, len(labels)):
         found = {method: [] for method in METHODS}
@@ -68,13 +71,11 @@ def measurements(subject: Subject) -> Iterator[tuple[tuple[str, int], list[float
                 classifier.fit(features[method]["train"][chosen], labels[chosen])
                 found[method].append(float(classifier.score(features[method]["test"], test)))
             lists = {"train": subset(subject.lists["train"], chosen), "test": subject.lists["test"]}
-            batches = math.ceil(chosen.sum() / subject.final.setting.batch_size)
-            epochs = max(subject.final.setting.epochs, math.ceil(STEPS / batches))
-            for method, name, origin in ((TUNED, "tuned", subject.final.setting.weights), (SCRATCH, "scratch", None)):
-                setting = replace(subject.final.setting, name=name, epochs=epochs, weights=origin)
-                weights = initial_weights(setting, pretrained_dir(), RGB, subject.lists)
-                path = subject.folder / f"{name}-{size}-{number}.pt"
-                logits = last_epoch_logits(setting, weights, RGB, lists, seed, path, subject.device)
+            epochs = max(plan.epochs, math.ceil(STEPS / math.ceil(chosen.sum() / plan.batch_size)))
+            for method, setting in settings.items():
+                setting = replace(setting, epochs=epochs)
+                path = subject.folder / f"{setting.name}-{size}-{number}.pt"
+                logits = last_epoch_logits(setting, weights[method], RGB, lists, seed, path, subject.device)
                 found[method].append(float((logits.argmax(1).numpy() == test).mean()))
         yield from (((method, size), values) for method, values in found.items())
 

@@ -41,7 +41,7 @@ def main(tasks: list[Task]) -> None:
     for subject in subjects(tasks, "robustness"):
         sample = Sample(subject)
         corrupted = corrupted_accuracies(sample)
-        accuracies = dict(measurements(sample))
+        accuracies = {("none", 0.0): corrupted["none"][0], **dict(measurements(sample))}
         rows = [[kind, f"{strength:g}", f"{accuracy:.4f}"] for (kind, strength), accuracy in accuracies.items()]
         write_csv(subject.folder / "robustness.csv", ["change", "strength", "accuracy"], rows)
         draw_robustness(subject, accuracies, len(sample.labels))
@@ -113,7 +113,6 @@ def corrupted_accuracies(sample: Sample) -> dict[str, tuple[float, float]]:
 def measurements(sample: Sample) -> Iterator[tuple[tuple[str, float], float]]:
     """Yield ((what was changed, its strength), accuracy with one view)."""
     task, pixels = sample.subject.task.name, sample.pixels
-    yield ("none", 0.0), sample.accuracy(pixels)
     for strength in ATTACKS[task]:
         yield ("FGSM", strength), sample.correct(sample.attacked(strength, 1)).double().mean().item()
         yield ("PGD", strength), sample.correct(sample.attacked(strength, PGD_STEPS)).double().mean().item()

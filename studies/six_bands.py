@@ -32,11 +32,10 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from dataset import REMEDY, Split, find_images
-from engine.final_model import load_weights
+from engine.final_model import backbone_weights
 from engine.runtime import training_session
 from engine.splits import make_split, overlapping_pairs, read_splits
 from engine.weights import RGB_MODEL, load_initial_weights
-from models import torchvision_name
 from studies.statistics import mcnemar
 from studies.subject import last_epoch_logits, percent, subset, train_run, write_study
 
@@ -102,9 +101,7 @@ def train_start(patches: Collection[str], folder: Path, device: torch.device) ->
     lists = start_lists(patches)
     if not (lists["train"].files and lists["val"].files):
         return load_initial_weights(START, pretrained_dir())
-    best = train_run(START, RGB, lists, config.seed, folder, device)["best"]
-    backbone = load_weights(START, best).backbone
-    return {torchvision_name(name): tensor for name, tensor in backbone.state_dict().items()}
+    return backbone_weights(train_run(START, RGB, lists, config.seed, folder, device)["best"])
 
 
 def interval_over_grounds(values: np.ndarray, ground: np.ndarray) -> tuple[float, float]:

@@ -119,12 +119,16 @@ def write_study(
 
 
 def start_training(
-    setting: Setting, task: Task, lists: dict[str, Split], seed: int, device: torch.device
+    setting: Setting,
+    weights: dict[str, torch.Tensor] | None,
+    task: Task,
+    lists: dict[str, Split],
+    seed: int,
+    device: torch.device,
 ) -> tuple[Network, EuroSATDataset]:
-    """A setting's network with its initial weights, and its training images."""
+    """A setting's network with these initial weights, as `build_model` takes them, and its training images."""
     how = {"augmentation": setting.augmentation, "seed": seed, "device": device}
     train = EuroSATDataset(config.dataset_root, task, lists["train"], setting.bands, **how)
-    weights = initial_weights(setting, pretrained_dir(), RGB, lists)
     seed_everything(seed)
     return build_model(setting, weights), train
 
@@ -133,7 +137,8 @@ def train_run(
     setting: Setting, task: Task, lists: dict[str, Split], seed: int, folder: Path, device: torch.device
 ) -> dict:
     """Train a setting in the folder, or continue there. Returns the checkpoint, as `read_checkpoint` describes it."""
-    model, train = start_training(setting, task, lists, seed, device)
+    weights = initial_weights(setting, pretrained_dir(), RGB, lists)
+    model, train = start_training(setting, weights, task, lists, seed, device)
     val = EuroSATDataset(config.dataset_root, task, lists["val"], setting.bands, train.statistics, device=device)
     train_setting(setting, model, train, val, splits_hash(lists), folder)
     return read_checkpoint(folder)
@@ -153,19 +158,13 @@ def last_epoch_logits(
     path: Path,
     device: torch.device,
 ) -> torch.Tensor:
-    """Train on "train" of the lists to the last epoch and predict "test", (images, 10); or read `path` if it holds the same.
-
-    Args:
-        weights: initial ones, as `build_model` takes them.
-    """
+    """Train on "train" of the lists to the last epoch and predict "test", (images, 10); or read `path` if it holds the same."""
     origin = setting.values(), seed, content_hash(weights or {}), lists["train"].files, lists["test"].files
     key = sha256(repr(origin).encode())
     if path.exists() and (former := load_tensors(path, "delete it and start again")).get("key") == key:
         return former["logits"]
-    how = {"augmentation": setting.augmentation, "seed": seed, "device": device}
-    train = EuroSATDataset(config.dataset_root, task, lists["train"], setting.bands, **how)
-    seed_everything(seed)
-    model = build_model(setting, weights).to(device, memory_format=torch.channels_last)
+    model, train = start_training(setting, weights, task, lists, seed, device)
+    model = model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, setting)
     for epoch in range(setting.epochs):
         train_one_epoch(model, train, optimizer, setting, epoch)

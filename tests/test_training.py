@@ -26,7 +26,7 @@ from engine.final_model import load_model, rgb_backbone
 from engine.metrics import compute_metrics
 from engine.results import predict
 from engine.splits import read_splits
-from engine.training import epoch_batches
+from engine.training import epoch_batches, learning_rate
 from models import torchvision_models
 
 CPU = torch.device("cpu")
@@ -331,3 +331,10 @@ def test_an_epoch_has_every_image_once_in_an_order_of_its_own_and_no_tiny_batch(
         assert max(sizes) <= batch_size and min(sizes) >= max(sizes) - 1
     first, again, *others = (torch.cat(batches).tolist() for batches in orders)
     assert first == again and first not in others and others[0] != others[1]
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero():
+    setting = Setting("x", "none", epochs=1, learning_rate=1.0, warmup=0.2)
+    rates = [learning_rate(setting, step / 100) for step in range(101)]
+    assert rates[0] == 0 and max(rates) == rates[20] == 1 and rates[100] < 1e-9
+    assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
