@@ -49,7 +49,8 @@ _RGB = [
     Setting("strong", "strong", epochs=8, image_size=112, views=8),
     Setting("robust", "robust", epochs=20, image_size=96, views=8),
 ]
-_LONG = Setting("strong", "strong", epochs=12, image_size=128, batch_size=64, views=8)
+# For 16,200 images.
+_LONG = Setting("strong", "strong", epochs=8, image_size=160, batch_size=64, views=8)
 # These start from the final RGB model, whose lists are from the same pools: run train_rgb.py first.
 _FROM_RGB = Setting(
     "infrared_strong",
@@ -72,10 +73,11 @@ _MS = [
 # The settings that each profile and task tries; the best by val is kept.
 SETTINGS = {
     "course": {"rgb": _RGB, "ms": _MS},
-    "full": {"rgb": _RGB, "ms": _MS},
-    # Fixed beforehand: nothing was tried on these lists.
+    # The model for your own images.
+    "full": {"rgb": [replace(_RGB[2], epochs=10)], "ms": _MS},
+    # Fixed before the first run on the lists of `published`.
     "published": {"rgb": [_LONG]},
-    "spatial": {"rgb": [replace(_LONG, epochs=8)]},
+    "spatial": {"rgb": [_LONG]},
     # The sample is small, and the demo should be quick.
     "demo": {
         "rgb": [Setting("mild", "mild", epochs=5), Setting("strong", "strong", epochs=10)],
