@@ -1,6 +1,6 @@
 """Your images: a patch gets a class, a scene becomes a land-use map.
 
-    python classify.py FILE…      a second for a patch on a CPU; 50 windows a second or more for a scene
+    python classify.py FILE…      a second for a patch on a CPU; 100 windows a second or more for a scene
 
 A FILE is a JPEG, PNG, GeoTIFF, JPEG 2000 or VRT, a Sentinel-2 product (.SAFE, .SAFE.zip), or a folder with one file for each
 band. What has all bands of the six-band model is for that model, what has red, green and blue for the RGB model. 64 × 64
@@ -13,8 +13,9 @@ A model names one of its ten classes for every image. An image is marked UNLIKE 
 
 reads   outputs/<profile>/<task>/final_model.pt, and features.pt beside it, which is made if it is missing and the data set is
         there
-writes  outputs/classify/patches.csv, and for each scene a folder there: classes.tif, probabilities.tif (percent), unlike.tif,
-        map.png, shares.csv
+writes  outputs/classify/patches.csv, and for each scene a folder there: classes.tif with the names in classes.tif.aux.xml;
+        in percent probabilities.tif and uncertainty.tif (one minus the largest probability); unlike.tif; map.png; shares.csv;
+        polygons.geojson (WGS 84) if the scene has a position
 """
 
 import functools
@@ -33,7 +34,7 @@ from dataset import SIDE, stretch_to_uint8
 from engine.final_model import FinalModel, load_model, model_path
 from engine.runtime import choose_device
 from scenes.map_figure import MAP_COLOURS, land_use_map
-from scenes.maps import NO_CLASS, map_scene, predict_images, write_rasters
+from scenes.maps import NO_CLASS, map_scene, predict_images, write_map
 from scenes.novelty import TrainingFeatures, training_features
 from scenes.opening import Image, open_image
 
@@ -136,7 +137,7 @@ def classify_scene(image: Image) -> None:
     place, metres = OUTPUTS / folder_name(image.path), image.metres
     land_use = map_scene(image, final, reference, STRIDE)
     shares, hectares = land_use.areas / land_use.areas.sum(), land_use.areas * metres**2 / 10_000
-    write_rasters(place, image, land_use, MAP_COLOURS)
+    write_map(place, image, land_use, MAP_COLOURS)
     rows = [
         [name, f"{share:.6g}", f"{area:.6g}", final.file, final.sha256]
         for name, share, area in zip(CLASSES, shares, hectares, strict=True)
@@ -155,7 +156,7 @@ def classify_scene(image: Image) -> None:
         said += f"; {unlike:.0%} UNLIKE the training set (threshold {reference.threshold:.1f})"
     rows, columns = land_use.classes.shape
     print(f"{image.path}: {columns} x {rows} cells of {STRIDE * metres:.0f} m: {said}")
-    print(f"wrote {display_path(place)}/classes.tif, probabilities.tif, unlike.tif, map.png, shares.csv")
+    print(f"wrote {display_path(place)}/classes.tif, …, map.png, shares.csv")
 
 
 if __name__ == "__main__":

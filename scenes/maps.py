@@ -4,29 +4,33 @@ In the average a window counts most at its middle (a Hann window). With equal we
 patches of other classes, agreed with its label in 79 % instead of 92 % (8 x 8 test patches in random order).
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from base.errors import UserError
-from base.files import atomic_write
+from base.files import atomic_write, write_text
 from base.project import CLASSES
 
 import numpy as np
 import rasterio
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from rasterio.crs import CRS
+from rasterio.features import shapes
+from rasterio.warp import transform_geom
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from augment import preprocess
 from dataset import SIDE
 from engine.final_model import FinalModel
 from scenes.novelty import TrainingFeatures
 from scenes.opening import Image
+from scenes.shared import BATCH_SIZE, Predicted, shared_layers, standardised
 
 NO_CLASS = 255  # no data, in all rasters that are written
-BATCH_SIZE = 32  # windows per prediction step
 STRIP = 16  # rows of windows that are read at once
 # A window with more than this share of no-data does not vote, and a cell with more than the other has no class.
 WINDOW_NO_DATA, CELL_NO_DATA = 0.01, 0.5
@@ -36,9 +40,7 @@ WINDOW_NO_DATA, CELL_NO_DATA = 0.01, 0.5
 class LandUse:
     """What a scene shows, in cells of `stride` pixels from its upper left corner. The last cells hang over its edges."""
 
-    probabilities: (
-        np.ndarray
-    )  # (10, rows, columns) float32: the mean of the windows that see the cell; nan without data
+    probabilities: np.ndarray  # (10, rows, columns) float32: the mean of the windows that see the cell; nan: no data
     unlike: np.ndarray | None  # (rows, columns) bool: most of them are unlike the training set; None: not compared
     pixels: np.ndarray  # (rows, columns) int: how many of the cell have data
     stride: int
@@ -60,8 +62,7 @@ def predict_images(
     final: FinalModel, pixels: np.ndarray, reference: TrainingFeatures | None, views: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities (batch, 10) of images (batch, 64, 64, bands), and their distances (batch,) from the training set, or 0."""
-    on_device = (value.to(final.model.linear.weight.device) for value in (torch.tensor(pixels), final.mean, final.std))
-    images = preprocess(*on_device, "none", None)
+    images = standardised(final, pixels)
     probabilities = final.model.eval()(images, views).softmax(1)
     return probabilities.cpu(), reference.distances(images).cpu() if reference else torch.zeros(len(images))
 
@@ -69,6 +70,7 @@ def predict_images(
 def map_scene(image: Image, final: FinalModel, reference: TrainingFeatures | None, stride: int) -> LandUse:
     """Classify windows of 64 x 64 pixels every `stride` pixels (a divisor of 64), one view each; average where they overlap.
 
+    Those that overlap share the network's first layers if they can (scenes/shared.py).
     If the size is no multiple of the stride, windows at the right and lower edge see the last pixels mirrored.
 
     Raises:
@@ -80,6 +82,8 @@ def map_scene(image: Image, final: FinalModel, reference: TrainingFeatures | Non
     # Of the classes' probabilities, then of how many windows are unlike.
     sums = np.zeros((len(CLASSES) + 1, rows + span - 1, columns + span - 1), np.float32)
     votes, empty, data = np.zeros((3, *sums.shape[1:]), np.float32)
+    layers = shared_layers(final, stride)
+    predict = layers.predict if layers else partial(separately, final, stride)
     with tqdm(total=rows * columns, desc=image.path.name, unit=" windows", disable=None, leave=False) as bar:
         for row in range(0, rows, STRIP):
             top, bottom = row * stride, min((min(row + STRIP, rows) - 1) * stride + SIDE, image.size[0])
@@ -89,8 +93,12 @@ def map_scene(image: Image, final: FinalModel, reference: TrainingFeatures | Non
             strip = slice(row, row + len(shares[0]))
             empty[strip], data[strip] = shares
             voting = sliding_window_view(empty[strip], (span, span)).mean(axis=(2, 3)) <= WINDOW_NO_DATA
-            windows = sliding_window_view(pixels, (SIDE, SIDE), axis=(0, 1))[::stride, ::stride]
-            found = _predict_windows(np.moveaxis(windows, 2, -1), voting, final, reference, bar)
+            found = np.zeros((len(CLASSES) + 1, *voting.shape), np.float32)
+            bar.update(voting.size - voting.sum())
+            for places, probabilities, distances in predict(pixels, voting, reference):
+                found[:-1, *places] = probabilities.T
+                found[-1, *places] = distances > reference.threshold if reference else 0
+                bar.update(len(distances))
             for down, right in np.ndindex(span, span):
                 cells = slice(row + down, row + down + len(voting)), slice(right, right + columns)
                 sums[:, *cells] += weights[down] * weights[right] * found
@@ -117,36 +125,63 @@ def _in_cells(image: Image, pixels: np.ndarray, stride: int, columns: int) -> tu
     return np.pad(pixels, (*beyond, (0, 0)), "symmetric"), 1 - share(has_data, "symmetric"), share(has_data, "constant")
 
 
-def _predict_windows(
-    windows: np.ndarray, voting: np.ndarray, final: FinalModel, reference: TrainingFeatures | None, bar: tqdm
-) -> np.ndarray:
-    """(11, rows, columns): probabilities, then 1 if unlike the training set; 0 if one of (rows, columns) does not vote."""
-    found = np.zeros((len(CLASSES) + 1, *voting.shape), np.float32)
+def separately(
+    final: FinalModel, stride: int, pixels: np.ndarray, voting: np.ndarray, reference: TrainingFeatures | None
+) -> Iterator[Predicted]:
+    """Predict windows each alone: those of a strip, (height, width, bands), that vote, (rows, columns)."""
+    windows = np.moveaxis(sliding_window_view(pixels, (SIDE, SIDE), axis=(0, 1))[::stride, ::stride], 2, -1)
     chosen = np.argwhere(voting)
-    bar.update(voting.size - len(chosen))
     for start in range(0, len(chosen), BATCH_SIZE):
         places = tuple(chosen[start : start + BATCH_SIZE].T)
-        probabilities, distances = predict_images(final, windows[places], reference, views=1)
-        found[:-1, *places] = probabilities.T
-        found[-1, *places] = distances > reference.threshold if reference else 0
-        bar.update(len(places[0]))
-    return found
+        yield places, *predict_images(final, windows[places], reference, views=1)
 
 
-def write_rasters(folder: Path, image: Image, land_use: LandUse, colours: Sequence[str]) -> None:
-    """classes.tif in these colours ("#rrggbb"), probabilities.tif (in percent), unlike.tif, all on the image's grid."""
-    classes = land_use.classes
-    percent = np.where(classes == NO_CLASS, NO_CLASS, np.rint(100 * np.nan_to_num(land_use.probabilities)))
-    unlike = np.where((classes == NO_CLASS) | (land_use.unlike is None), NO_CLASS, land_use.unlike)
+def write_map(folder: Path, image: Image, land_use: LandUse, colours: Sequence[str]) -> None:
+    """Write the map on the image's grid, and its polygons if the image has a position.
+
+    classes.tif in these colours ("#rrggbb"), and classes.tif.aux.xml, where GIS programs look for the names; in percent
+    probabilities.tif and uncertainty.tif, one minus the largest probability; unlike.tif; polygons.geojson.
+    """
+    classes, crs = land_use.classes, image.grid["crs"]
+    percent = np.rint(100 * np.nan_to_num(land_use.probabilities))
+    unlike = NO_CLASS if land_use.unlike is None else land_use.unlike
+    rasters = {
+        "classes": (classes[None], ["class"]),
+        "probabilities": (percent, CLASSES),
+        "uncertainty": (100 - percent.max(axis=0, keepdims=True), ["percent: one minus the largest probability"]),
+        "unlike": (np.broadcast_to(unlike, (1, *classes.shape)), ["1: unlike the training set"]),
+    }
     transform = image.grid["transform"] @ rasterio.Affine.scale(land_use.stride)
-    place = {"crs": image.grid["crs"], "transform": transform, "height": len(classes), "width": classes.shape[1]}
-    for name, bands in (("classes", classes[None]), ("probabilities", percent), ("unlike", unlike[None])):
+    place = {"crs": crs, "transform": transform, "height": len(classes), "width": classes.shape[1]}
+    for name, (bands, descriptions) in rasters.items():
         profile = {"driver": "GTiff", "dtype": "uint8", "count": len(bands), "nodata": NO_CLASS, "compress": "deflate"}
         with atomic_write(folder / f"{name}.tif") as partial:
             with rasterio.open(partial, "w", **profile, **place) as raster:
-                raster.write(bands.astype(np.uint8))
+                raster.write(np.where(classes == NO_CLASS, NO_CLASS, bands).astype(np.uint8))
+                raster.descriptions = descriptions
                 if name == "classes":
                     raster.write_colormap(1, {i: tuple(bytes.fromhex(colour[1:])) for i, colour in enumerate(colours)})
                     raster.update_tags(**{str(index): class_name for index, class_name in enumerate(CLASSES)})
-                elif name == "probabilities":
-                    raster.descriptions = CLASSES
+    names = "".join(f"<Category>{name}</Category>" for name in CLASSES)
+    band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
+    write_text(folder / "classes.tif.aux.xml", f"<PAMDataset>{band}</PAMDataset>\n")
+    if crs:
+        features = _polygons(classes, transform, crs, (land_use.stride * image.metres) ** 2)
+        write_text(folder / "polygons.geojson", json.dumps({"type": "FeatureCollection", "features": features}))
+    else:
+        (folder / "polygons.geojson").unlink(missing_ok=True)  # of another image with this name
+
+
+def _polygons(classes: np.ndarray, transform: rasterio.Affine, crs: CRS, square_metres: float) -> list[dict]:
+    """Neighbouring cells of one class as GeoJSON in WGS 84. Their "hectares" count whole cells, of `square_metres` each."""
+    found = list(shapes(classes, classes != NO_CLASS, transform=transform))
+    areas = []
+    for shape, _ in found:  # by the shoelace formula; holes run the other way round
+        rings = [np.transpose(ring) for ring in shape["coordinates"]]
+        twice = sum(x[:-1] @ y[1:] - x[1:] @ y[:-1] for x, y in (ring - ring[:, :1] for ring in rings))
+        areas.append(round(abs(twice / 2 / transform.determinant)) * square_metres / 10_000)
+    on_earth = transform_geom(crs, "EPSG:4326", [shape for shape, _ in found], precision=6)
+    return [
+        {"type": "Feature", "properties": {"class_name": CLASSES[int(index)], "hectares": area}, "geometry": geometry}
+        for (_, index), area, geometry in zip(found, areas, on_earth, strict=True)
+    ]

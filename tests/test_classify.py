@@ -1,32 +1,41 @@
 """classify.py: patches, scenes and their maps; bands, units, grids and products as people have them; what it refuses."""
 
 import csv
+import itertools
+import json
 import os
+import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from base.files import save_tensors, sha256
 from base.project import CLASSES, MS, MS_BANDS, RGB, TASKS, config
+from base.setting import Setting
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
-from conftest import Here, jpeg, tif
+from conftest import CODE, Here, jpeg, tif
 from PIL import Image as Picture
 from rasterio.enums import ColorInterp
+from rasterio.features import rasterize
+from rasterio.warp import transform_geom
 
 import classify
 from dataset import read_image
-from engine.final_model import load_model, model_path
+from engine.final_model import FinalModel, load_model, model_path
 from engine.splits import read_splits, splits_hash
 from models import build_model
 from scenes.files import SPECTRAL_ORDER, possible_bands
-from scenes.map_figure import MAP_COLOURS
-from scenes.maps import NO_CLASS, map_scene, predict_images
+from scenes.map_figure import MAP_COLOURS, land_use_map
+from scenes.maps import NO_CLASS, LandUse, map_scene, predict_images, write_map
 from scenes.novelty import reference_features, statistics
 from scenes.opening import jpeg_pixels, open_image
+from scenes.shared import shared_layers, standardised
 
 RED_GREEN_BLUE = ("B04", "B03", "B02")
 SIX = ("B04", "B03", "B02", "B08", "B11", "B12")
@@ -35,6 +44,7 @@ WAVES = (np.indices((192, 192)).sum(0) % 37)[..., None]
 # (192, 192, 13) uint16 without structure that resampling changes much; B10 is dark, the others are above 1,000.
 SMOOTH = (np.arange(11, 24) * 100 + WAVES).astype(np.uint16)
 SMOOTH[..., 9] = 12
+VIRGINIA = CODE / "sample/scene/virginia.tif"  # a real scene, (128, 128, 13)
 
 
 @pytest.fixture
@@ -184,26 +194,153 @@ def test_a_scene_becomes_a_map_in_its_place(classified, tmp_path):
     assert "11 x 12 cells of 160 m" in output and not list(config.project_root.rglob("*.partial"))
 
 
-def test_an_interrupted_map_leaves_nothing(classified, tmp_path, monkeypatch):
+def test_the_files_of_a_map_say_the_same(tmp_path):
+    """Names where GIS programs look for them; percentages; polygons that, drawn again, are the map."""
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.full(10, 0.2), (12, 11)).transpose(2, 0, 1).astype(np.float32)
+    probabilities[:, 4:7, 4:7] = np.eye(10, dtype=np.float32)[8][:, None, None]  # a polygon with a hole
+    probabilities[:, 5, 5] = np.nan
+    land_use = LandUse(probabilities, random.random((12, 11)) < 0.3, np.full((12, 11), 256), 16)
+    with open_image(write_tif(tmp_path / "scene.tif", np.ones((192, 170, 3), np.uint8))) as image:
+        write_map(tmp_path, image, land_use, MAP_COLOURS)
+    classes, has_class = land_use.classes, land_use.classes != NO_CLASS
+    with rasterio.open(tmp_path / "classes.tif") as raster:
+        assert np.array_equal(raster.read(1), classes) and raster.crs == UTM["crs"]
+        assert raster.transform == UTM["transform"] @ rasterio.Affine.scale(16)
+        crs, place = raster.crs, {"out_shape": raster.shape, "transform": raster.transform}
+    rasterio.shutil.copy(tmp_path / "classes.tif", tmp_path / "read.vrt", driver="VRT")  # what GDAL has read
+    assert re.findall("<Category>(.+?)</Category>", (tmp_path / "read.vrt").read_text()) == list(CLASSES)
+    with rasterio.open(tmp_path / "uncertainty.tif") as raster:
+        uncertainty, nodata = raster.read(1), raster.nodata
+        assert raster.descriptions == ("percent: one minus the largest probability",)
+    expected = 100 * (1 - probabilities.max(0)[has_class])
+    assert abs(uncertainty[has_class] - expected).max() <= 0.51 and (uncertainty[~has_class] == nodata).all()
+    with rasterio.open(tmp_path / "unlike.tif") as raster:
+        assert np.array_equal(raster.read(1), np.where(has_class, land_use.unlike, NO_CLASS))
+    features = json.loads((tmp_path / "polygons.geojson").read_text())["features"]
+    indices = [CLASSES.index(feature["properties"]["class_name"]) for feature in features]
+    geometries = [transform_geom("EPSG:4326", crs, feature["geometry"]) for feature in features]
+    assert np.array_equal(rasterize(zip(geometries, indices, strict=True), **place, fill=NO_CLASS), classes)
+    hectares = [feature["properties"]["hectares"] for feature in features]
+    assert np.allclose(np.bincount(indices, hectares), np.bincount(classes[has_class]) * 2.56)
+    assert all(9 < x < 12 and 47 < y < 48 for feature in features for x, y in feature["geometry"]["coordinates"][0])
+
+
+def test_a_real_scene_lies_where_it_was(classified):
+    output = classified.run("classify.py", str(VIRGINIA))
+    assert "multispectral model" in output and "8 x 8 cells of 160 m" in output and "baseline" not in output
+    folder = config.project_root / "outputs/classify/virginia"
+    features = json.loads((folder / "polygons.geojson").read_text())["features"]
+    points = np.concatenate([ring for feature in features for ring in feature["geometry"]["coordinates"]])
+    assert np.allclose(points.min(0), (-75.6168, 37.6961), atol=1e-4) and np.allclose(
+        points.max(0), (-75.6022, 37.7077), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (20, 90), (90, 20)])
+def test_the_legend_runs_into_nothing(tmp_path, monkeypatch, shape):
+    drawn = []
+    monkeypatch.setattr("scenes.map_figure.save", lambda figure, *_, **__: drawn.append(figure))
+    probabilities = np.random.default_rng(0).random((10, *shape), np.float32)
+    land_use = LandUse(probabilities, probabilities[0] > 0.9, np.full(shape, 256), 16)
+    land_use_map(tmp_path / "map.png", np.zeros((*shape, 3), np.uint8), land_use, tuple(16 * n for n in shape), 10)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    boxes = [text.get_window_extent() for text in legend.get_texts()]
+    assert len(boxes) == 11 and all(re.match(r"\d+\.\d % \w", text.get_text()) for text in legend.get_texts())
+    assert all(handle.get_window_extent().x1 < box.x0 for handle, box in zip(legend.get_patches(), boxes, strict=True))
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1 and boxes[0].y1 <= figure.bbox.y1 and boxes[-1].y0 >= 0
+    assert max(axes.get_window_extent().x1 for axes in figure.axes) < legend.get_window_extent().x0
+
+
+@pytest.mark.parametrize("during", ["scenes.shared.standardised", "scenes.maps.shapes"])
+def test_an_interrupted_map_leaves_nothing(classified, tmp_path, monkeypatch, during):
     def interrupt(*arguments, **keywords):
         raise KeyboardInterrupt
 
     path = write_tif(tmp_path / "scene.tif", stitched(RGB))
-    monkeypatch.setattr("scenes.maps.predict_images", interrupt)
+    monkeypatch.setattr(during, interrupt)
     status, _, error = classified.finish("classify.py", str(path))
     assert status == 130 and error.strip().endswith("interrupted")
-    assert not (config.project_root / "outputs/classify").exists()
+    written = {path.name for path in (config.project_root / "outputs/classify").rglob("*.*")}
+    rasters = {f"{name}.tif" for name in ("classes", "probabilities", "uncertainty", "unlike")}
+    assert written == (rasters | {"classes.tif.aux.xml"} if during == "scenes.maps.shapes" else set())
 
 
-def test_strips_are_read_as_the_whole(classified, tmp_path, monkeypatch):
-    final, path = model_of(MS), write_tif(tmp_path / "scene.tif", stitched(MS)[:185, :150])
-    with open_image(path) as image:
-        whole = map_scene(image, final, None, stride=16)
-        monkeypatch.setattr("scenes.maps.STRIP", 2)
-        monkeypatch.setattr("scenes.maps.BATCH_SIZE", 7)
-        strips = map_scene(image, final, None, stride=16)
-    assert np.allclose(whole.probabilities, strips.probabilities, atol=1e-5)
-    assert np.array_equal(whole.pixels, strips.pixels) and whole.pixels.sum() == 185 * 150
+def untrained(task: str, **values) -> FinalModel:
+    groups = {"ms": {"band_groups": (SIX[:3], SIX[3:]), "fusion": "concat"}}.get(task, {})
+    setting = Setting("new", "mild", epochs=1, weights=None, **{"backbone": "shufflenet_v2_x0_5", **groups, **values})
+    torch.manual_seed(0)
+    nothing = torch.zeros(len(setting.bands))
+    return FinalModel(build_model(setting, weights=None), nothing, nothing, setting, {"task": task}, "", "")
+
+
+def lively(task: str, **values) -> tuple[FinalModel, np.ndarray]:
+    """An untrained network whose answers differ from place to place on the real scene, and the scene's pixels."""
+    final = untrained(task, **values)
+    with open_image(VIRGINIA) as image:
+        pixels = image.training_pixels(task, final.bands)
+    scaled = torch.tensor(pixels / np.iinfo(pixels.dtype).max, dtype=torch.float32).flatten(0, 1)
+    final = replace(final, mean=scaled.mean(0), std=scaled.std(0))
+    windows = standardised(final, np.stack([pixels[16 * y :, 16 * x :][:64, :64] for y, x in np.ndindex(5, 5)]))
+    model = final.model.train()
+    with torch.no_grad():
+        for _ in range(10):
+            model(windows)  # for the statistics of batch norm
+        features = model.eval().embed(windows)
+        model.linear.weight.mul_(10 / features.std(0).mean())
+        model.linear.bias.copy_(-model.linear.weight @ features.mean(0))
+    return final, pixels
+
+
+def map_of_virginia(final: FinalModel) -> LandUse:
+    with open_image(VIRGINIA) as image:
+        return map_scene(image, final, None, stride=16)
+
+
+def test_strips_and_tiles_are_read_as_the_whole(monkeypatch):
+    final, _ = lively("ms", image_size=128)
+    whole = map_of_virginia(final)
+    for name, value in (("maps.STRIP", 2), ("shared.TILE", 3), ("shared.BATCH_SIZE", 7)):
+        monkeypatch.setattr(f"scenes.{name}", value)
+    strips = map_of_virginia(final)
+    assert whole.probabilities.std() > 0.1 and np.allclose(whole.probabilities, strips.probabilities, atol=1e-4)
+    assert np.array_equal(whole.pixels, strips.pixels) and whole.pixels.sum() == 128 * 128
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_windows_that_share_layers_keep_their_edges_and_classes(monkeypatch, task):
+    """Only in their corners they see their neighbours."""
+    final, pixels = lively(task, image_size=64)
+    layers, recorded = shared_layers(final, 16), []
+    recording = replace(layers, rest=lambda maps: recorded.append(maps) or layers.rest(maps))
+    (((rows, columns), *_),) = recording.predict(pixels, np.ones((5, 5), bool), None)
+    windows = np.stack([pixels[y:, x:][:64, :64] for y, x in zip(16 * rows, 16 * columns, strict=True)])
+    with torch.inference_mode():
+        alone = layers.first(standardised(final, windows).unflatten(1, (-1, 3)).flatten(0, 1))
+    same = torch.isclose(recorded[0], alone, atol=1e-4).all(dim=(0, 1))
+    begin, end = torch.arange(8) < layers.before, torch.arange(8) >= 8 - layers.after
+    corners = (begin | end)[:, None] & (begin | end)
+    assert len(rows) == 25 and torch.equal(same, ~corners)
+    final, _ = lively(task, image_size=128)
+    shared = map_of_virginia(final)
+    monkeypatch.setattr("scenes.maps.shared_layers", lambda *_: None)
+    separate = map_of_virginia(final)
+    assert len(np.unique(separate.classes)) > 1 and (shared.classes == separate.classes).mean() >= 0.9
+
+
+def test_windows_share_nothing_where_that_would_change_them():
+    small = untrained("rgb", image_size=64)
+    assert shared_layers(small, 16) and shared_layers(untrained("ms", image_size=64), 16)
+    assert not shared_layers(small, 64)  # no overlap
+    assert not shared_layers(untrained("rgb", image_size=112), 16)  # 16 pixels become 28, no multiple of 8
+    assert not shared_layers(
+        untrained("rgb", image_size=64, backbone="mobilenet_v3_small"), 16
+    )  # looks at the whole image
+    for fusion in ({"fusion": "add"}, {"fusion": "early"}, {"fusion": "attention"}, {"separate_backbones": True}):
+        assert not shared_layers(untrained("ms", image_size=64, **fusion), 16), fusion
 
 
 @pytest.mark.parametrize(
