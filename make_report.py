@@ -29,15 +29,18 @@ from engine.splits import PUBLISHED_PROFILES, complete_patches, overlapping_pair
 LAYOUTS = Path(__file__).parent / "report"
 # What the appendix shows, in its order: name in studies/, title.
 STUDIES = {
+    "explore": "What do the data look like, and what will be hard?",
     "uncertainty": "How certain are the figures?",
     "calibration": "What are the probabilities worth?",
     "baselines": "What do loaded weights and fine-tuning bring?",
+    "label_curve": "How many labels are needed?",
     "search": "What do resolution and training time bring?",
     "six_bands": "Do three infrared bands help?",
     "geography": "Is the network better near its training patches?",
     "robustness": "What does it take to make the network err?",
     "label_audit": "Which labels may be wrong?",
     "explain_errors": "Why does the network err?",
+    "autoencoder": "What does a network without labels see?",
 }
 FIGURES_PER_STUDY = 3  # that the appendix shows of each task
 SCRIPTS_WITH_LETTERS = ("LATIN", "GREEK", "CYRILLIC")  # in typst's built-in fonts

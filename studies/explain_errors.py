@@ -3,7 +3,8 @@
 Run from the project root: python -m studies.explain_errors; with `rgb` or `ms` for one task. Minutes: the features of all three
 lists are computed. The local example is the nearest training image of the true class, the local counterexample the nearest
 one of the other classes. The distance is 1 - cosine of the inputs of the linear layer. The column `verdict` of errors.csv is
-for a person. A new run keeps the verdicts, and reads verdicts.csv, which the explorer saves, from the same folder.
+for a person. A new run keeps the verdicts, reads verdicts.csv, which the explorer saves, from the same folder, and counts how often
+the verdict is the proposed cause.
 
 The first rule that holds names the cause (d1, d2: distances of example and counterexample):
   noise                 brightness or contrast is outside the range of 99.8 % of the training images
@@ -29,14 +30,16 @@ import torch
 from captum.attr import IntegratedGradients
 from sklearn.neighbors import NearestNeighbors
 
-from dataset import class_of, patch_of
 from engine.plots import contact_sheet
-from studies.subject import Subject, band_features, percent, subjects
+from studies.subject import Subject, band_features, interval_text, percent, subjects
 
 CAUSES = ("noise", "mislabelling", "under-representation", "underfitting", "overfitting", "overlapping labels")
 NEIGHBOURS = 10
 ERRORS_ON_A_SHEET = 12
-NEIGHBOURS_HEADER = ["file", "example", "example_distance", "counterexample", "counterexample_distance"]
+NEIGHBOURS_HEADER = [
+    *("file", "example", "example_distance", "counterexample", "counterexample_distance"),
+    *(f"nearest_{rank}" for rank in range(1, NEIGHBOURS + 1)),
+]
 HEADER = [
     *("file", "true_class", "predicted", "p_true", "p_predicted", "example", "example_distance"),
     *("counterexample", "counterexample_distance", "counterexample_class", "cause", "verdict"),
@@ -45,38 +48,25 @@ HEADER = [
 
 def main(tasks: list[Task]) -> None:
     for subject in subjects(tasks, "explain_errors"):
-        test, train = subject.lists["test"], subject.lists["train"]
         features = {part: subject.predict(part, embed=True).numpy() for part in PARTS}
-        near = neighbours(features["train"], train.labels, features["test"], test.labels)
-        table = [
-            [file, train.files[a], f"{d1:.4f}", train.files[b], f"{d2:.4f}"]
-            for file, a, d1, b, d2 in zip(test.files, *(near[column] for column in NEIGHBOURS_HEADER[1:]), strict=True)
-        ]
-        write_csv(subject.folder / "neighbours.csv", NEIGHBOURS_HEADER, table)
-        probabilities = subject.results.logits.double().softmax(1).numpy()
-        predictions, wrong = subject.results.predictions, np.flatnonzero(~subject.results.correct)
-        causes = propose_causes(subject, features, near, probabilities, wrong)
+        near = neighbours(subject, features)
+        write_neighbours(subject, near)
         verdicts = former_verdicts(subject.folder)
-        errors = []
-        for index, cause in zip(wrong, causes, strict=True):
-            file, example, d1, counterexample, d2 = table[index]
-            label, predicted, p = test.labels[index], predictions[index], probabilities[index]
-            row = [file, CLASSES[label], CLASSES[predicted], f"{p[label]:.4f}", f"{p[predicted]:.4f}"]
-            row += [example, d1, counterexample, d2, class_of(patch_of(counterexample)), cause, verdicts.get(file, "")]
-            errors.append(dict(zip(HEADER, row, strict=True)))
+        errors = explained_errors(subject, features, near, linear_predictions(subject, features["train"]))
+        errors = [row | {"verdict": verdicts.get(row["file"], "")} for row in errors]
         write_csv(subject.folder / "errors.csv", HEADER, [list(row.values()) for row in errors])
-        write_errors_study(subject, errors, draw_errors(subject, wrong, errors))
+        write_errors_study(subject, errors, draw_errors(subject, errors))
 
 
-def neighbours(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The nearest training images of each test image. Arguments: features (images, channels) and labels (images,).
+def neighbours(subject: Subject, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The nearest training images of each test image, given {part: features (images, channels)}.
 
     Returns:
         example and counterexample, (images,) indices into train, of the same and of another class; their distances;
         nearest, (images, NEIGHBOURS), of any class.
     """
+    train, test = features["train"], features["test"]
+    train_labels, test_labels = (subject.lists[part].labels for part in ("train", "test"))
     found = {name: np.zeros(len(test), int) for name in ("example", "counterexample")}
     distances = {f"{name}_distance": np.full(len(test), np.nan) for name in found}
     for label in np.unique(test_labels):
@@ -89,39 +79,58 @@ def neighbours(
     return {**found, **distances, "nearest": every.kneighbors(test, return_distance=False)}
 
 
-def propose_causes(
-    subject: Subject,
-    features: dict[str, np.ndarray],
-    near: dict[str, np.ndarray],
-    probabilities: np.ndarray,
-    wrong: np.ndarray,
-) -> list[str]:
-    """One of CAUSES for each misclassified image, by the rules above."""
-    labels, predictions = subject.lists["train"].labels, subject.results.predictions
-    val_distances = (
-        NearestNeighbors(n_neighbors=1, metric="cosine").fit(features["train"]).kneighbors(features["val"])[0]
-    )
-    far = np.quantile(val_distances, 0.95)
+def write_neighbours(subject: Subject, near: dict[str, np.ndarray]) -> None:
+    """neighbours.csv in the study's folder, from which studies.explorer makes its page."""
+    files, rows = subject.lists["train"].files, []
+    for index, file in enumerate(subject.lists["test"].files):
+        row = [file]
+        for kind in ("example", "counterexample"):
+            row += [files[near[kind][index]], f"{near[f'{kind}_distance'][index]:.4f}"]
+        nearest = [files[other] for other in near["nearest"][index]]
+        rows.append(row + nearest + [""] * (NEIGHBOURS - len(nearest)))
+    write_csv(subject.folder / "neighbours.csv", NEIGHBOURS_HEADER, rows)
+
+
+def linear_predictions(subject: Subject, features: np.ndarray) -> np.ndarray:
+    """What the final model predicts, (images,), given the input of its linear layer."""
+    with torch.inference_mode():
+        return subject.final.model.linear(torch.from_numpy(features).to(subject.device)).argmax(1).cpu().numpy()
+
+
+def explained_errors(
+    subject: Subject, features: dict[str, np.ndarray], near: dict[str, np.ndarray], train_predictions: np.ndarray
+) -> list[dict[str, str]]:
+    """A row of HEADER without a verdict for each misclassified test image, by its neighbours in a space of features.
+
+    Args:
+        features: {part: (images, channels)}.
+        near: `neighbours` by these features.
+        train_predictions: of the final model, (images,), whatever the features are.
+    """
+    train, test, predictions = subject.lists["train"], subject.lists["test"], subject.results.predictions
+    probabilities = subject.results.logits.double().softmax(1).numpy()
+    to_train = NearestNeighbors(n_neighbors=1, metric="cosine").fit(features["train"])
+    far = np.quantile(to_train.kneighbors(features["val"])[0], 0.95)
     looks = {part: brightness_and_contrast(subject.images(part).pixels) for part in ("train", "test")}
     low, high = (np.quantile(looks["train"], share, axis=0) for share in (0.001, 0.999))
-    with torch.inference_mode():
-        logits = subject.final.model.linear(torch.from_numpy(features["train"]).to(subject.device))
-        train_predictions = logits.argmax(1).cpu().numpy()
-    causes = []
-    for index in wrong:
-        agreeing = (labels[near["nearest"][index]] == predictions[index]).mean()
+    rows = []
+    for index in np.flatnonzero(~subject.results.correct):
+        label, predicted, p = test.labels[index], predictions[index], probabilities[index]
+        agreeing = (train.labels[near["nearest"][index]] == predicted).mean()
+        example, other = near["example"][index], near["counterexample"][index]
         d1, d2 = near["example_distance"][index], near["counterexample_distance"][index]
-        example = near["example"][index]
         rules = (
             ((looks["test"][index] < low) | (looks["test"][index] > high)).any(),
-            agreeing >= 0.9 and probabilities[index, predictions[index]] >= 0.9,
+            agreeing >= 0.9 and p[predicted] >= 0.9,
             min(d1, d2) > far,
-            train_predictions[example] != labels[example],
+            train_predictions[example] != train.labels[example],
             d1 < d2,
             True,
         )
-        causes.append(CAUSES[rules.index(True)])
-    return causes
+        row = [test.files[index], CLASSES[label], CLASSES[predicted], f"{p[label]:.4f}", f"{p[predicted]:.4f}"]
+        row += [train.files[example], f"{d1:.4f}", train.files[other], f"{d2:.4f}", CLASSES[train.labels[other]]]
+        rows.append(dict(zip(HEADER, [*row, CAUSES[rules.index(True)]])))
+    return rows
 
 
 def brightness_and_contrast(pixels: np.ndarray) -> np.ndarray:
@@ -160,9 +169,9 @@ def attributions(subject: Subject, indices: np.ndarray) -> list[np.ndarray]:
     return images_out
 
 
-def draw_errors(subject: Subject, wrong: np.ndarray, errors: list[dict[str, str]]) -> list[str]:
+def draw_errors(subject: Subject, errors: list[dict[str, str]]) -> list[str]:
     """Contact sheets, two errors in a row. Each error: the image, its attribution, example and counterexample."""
-    groups = []
+    groups, wrong = [], np.flatnonzero(~subject.results.correct)
     for row, attribution in zip(errors, attributions(subject, wrong), strict=True):
         image, example, other = subject.pictures([row["file"], row["example"], row["counterexample"]])
         predicted = f"{row['true_class']}\npredicted {float(row['p_predicted']):.2f}:\n{row['predicted']}"
@@ -196,8 +205,13 @@ def draw_errors(subject: Subject, wrong: np.ndarray, errors: list[dict[str, str]
 def write_errors_study(subject: Subject, errors: list[dict[str, str]], figures: list[str]) -> None:
     causes = Counter(row["cause"] for row in errors)
     verdicts = Counter(row["verdict"] for row in errors if row["verdict"])
-    rows = [[cause, str(causes[cause]), str(verdicts[cause]) if verdicts else "–"] for cause in CAUSES]
-    rows += [[verdict, "–", str(count)] for verdict, count in sorted(verdicts.items()) if verdict not in CAUSES]
+    agreed = Counter(row["cause"] for row in errors if row["verdict"].strip().lower() == row["cause"])
+    judged, agreeing = verdicts.total(), agreed.total()
+    rows = [
+        [cause, str(causes[cause]), *(str(counts[cause]) if judged else "–" for counts in (verdicts, agreed))]
+        for cause in CAUSES
+    ]
+    rows += [[verdict, "–", str(count), "–"] for verdict, count in sorted(verdicts.items()) if verdict not in CAUSES]
     confused = Counter((row["true_class"], row["predicted"]) for row in errors).most_common(5)
     finding = f"{len(errors)} errors on {len(subject.results.split.files):,} test images."
     if errors:
@@ -210,12 +224,22 @@ def write_errors_study(subject: Subject, errors: list[dict[str, str]], figures: 
         )
         most_often = f"The most frequent confusion: {label} is taken for {predicted} ({times})."
         finding += most_often if times > 1 else "No confusion occurs twice."
+    if judged:
+        share = agreeing / judged
+        finding += (
+            f" A person judged {judged} of the errors, and the rules propose the same cause for {agreeing} of them "
+            f"({percent(share)} %, 95 % interval {interval_text(share, judged)})."
+        )
     confusions = [[*pair, str(count)] for pair, count in confused]
     tables = [
-        {"caption": "Causes, by rule and by a person", "header": ["cause", "proposed", "verdict"], "rows": rows},
+        {
+            "caption": "Causes, by rule and by a person",
+            "header": ["cause", "proposed", "verdict", "both"],
+            "rows": rows,
+        },
         {"caption": "Most frequent confusions", "header": ["true class", "predicted", "images"], "rows": confusions},
     ]
-    subject.write(finding, tables, figures, causes=dict(causes))
+    subject.write(finding, tables, figures, causes=dict(causes), judged=judged, agreeing=agreeing)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """All test images in one HTML file for a browser: outputs/<profile>/<task>/explorer/explorer.html.
 
 Run from the project root: python -m studies.explorer; with `rgb` or `ms` for one task. Run studies.explain_errors first: the page
-shows its examples. A minute. The page starts with the confusion matrix, needs no server, loads nothing from elsewhere and
-explains its keys. The browser keeps a verdict per image and saves them as verdicts.csv. Put that file into explain_errors/;
+shows its examples and nearest training images. If studies.autoencoder has run, those in its latent space stand below. A minute. The
+page starts with ten random test images and the confusion matrix, needs no server, loads nothing from elsewhere and explains its
+keys. The browser keeps a verdict per image and saves them as verdicts.csv. Put that file into explain_errors/;
 studies.explain_errors then reads it.
 
-reads   the final model's test results, explain_errors/neighbours.csv and errors.csv, the images of train and test
+reads   the final model's test results, explain_errors/neighbours.csv and errors.csv, autoencoder/neighbours.csv if it exists, the
+        images of train and test
 writes  outputs/<profile>/<task>/explorer/explorer.html
 """
 
@@ -16,59 +18,76 @@ from pathlib import Path
 from base.command_line import run
 from base.errors import UserError
 from base.files import read_csv, reading, write_text
-from base.project import CLASSES, TASKS, Task, display_path
+from base.project import CLASSES, TASKS, Task, config, display_path
 
 import jinja2
 import numpy as np
 import simplejpeg
 
-from dataset import class_of, patch_of
 from studies.explain_errors import CAUSES, HEADER, NEIGHBOURS_HEADER
 from studies.subject import Subject, subjects
 
 PAGE = Path(__file__).with_name("explorer.html")
-JPEG_QUALITY = 88  # of the embedded images: 2,000 test images and their examples take some 10 MB
+JPEG_QUALITY = 88  # of the embedded images: 2,000 test images and 2,500 training images take some 20 MB
+RANDOM_IMAGES = 10  # on the first screen, drawn by the split's seed
+SPACES = {"explain_errors": "features of the classifier", "autoencoder": "latent space of the autoencoder"}
 
 
 def main(tasks: list[Task]) -> None:
     for subject in subjects(tasks, "explorer"):
-        records, files = page_records(subject)
-        content = {"model": subject.final.sha256[:16], "classes": CLASSES, "causes": CAUSES, "records": records}
-        data = json.dumps(content | {"pictures": encoded_pictures(subject, files)})
+        content = page_content(subject)
+        records = content["records"]
+        data = json.dumps(content | {"pictures": encoded_pictures(subject, content["files"])})
         page = jinja2.Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
             title=f"EuroSAT {subject.task.title}: {len(records):,} test images",
             data=data.replace("<", "\\u003c"),  # "<" could end the script element that holds the text
         )
         path = subject.folder / "explorer.html"
         write_text(path, page)
-        print(f"{subject.task.title}: {len(records):,} test images")
+        print(f"{subject.task.title}: {len(records):,} test images, neighbours by {' and '.join(content['spaces'])}")
         print(f"wrote {display_path(path)}: {path.stat().st_size / 1e6:.0f} MB")
 
 
-def page_records(subject: Subject) -> tuple[list[dict], list[str]]:
-    """What the page needs for each test image, and the files of all images. Records name an image by its index there."""
-    folder, test = subject.folder.with_name("explain_errors"), subject.results.split
-    remedy = f"run: python -m studies.explain_errors {subject.task.name}"
-    errors = {row["file"]: row for row in read_errors_table(folder / "errors.csv", HEADER, remedy)}
-    near = {row["file"]: row for row in read_errors_table(folder / "neighbours.csv", NEIGHBOURS_HEADER, remedy)}
-    if set(near) != set(test.files):
-        raise UserError(f"{display_path(folder)} holds other test images; {remedy}")
-    probabilities = subject.results.logits.double().softmax(1).numpy()
-    files = sorted({*test.files, *(row[kind] for row in near.values() for kind in ("example", "counterexample"))})
+def page_content(subject: Subject) -> dict:
+    """What the page needs but the pictures. Records, one for each test image, name an image by its index in "files"."""
+    test, near = subject.results.split, read_neighbours(subject)
+    path = subject.folder.with_name("explain_errors") / "errors.csv"
+    rows = read_study_table(path, HEADER, f"run: python -m studies.explain_errors {subject.task.name}")
+    errors = {row["file"]: row for row in rows}
+    kinds = [name for name in NEIGHBOURS_HEADER if not name.endswith("_distance")]
+    files = sorted({row[kind] for rows in near.values() for row in rows.values() for kind in kinds} - {""})
     number = {file: index for index, file in enumerate(files)}
+    probabilities = subject.results.logits.double().softmax(1).numpy()
     records = []
     for file, label, p in zip(test.files, test.labels.tolist(), probabilities, strict=True):
-        row, error = near[file], errors.get(file, {})
-        record = {"file": file, "picture": number[file], "label": label, "p": [round(float(value), 4) for value in p]}
-        record["predicted"] = int(p.argmax())
-        for kind in ("example", "counterexample"):
-            record[kind] = [number[row[kind]], class_of(patch_of(row[kind])), row[kind], row[f"{kind}_distance"]]
-        records.append(record | {"cause": error.get("cause", ""), "verdict": error.get("verdict", "")})
-    return records, files
+        record = {"picture": number[file], "label": label, "predicted": int(p.argmax()), "spaces": []}
+        for row in (rows[file] for rows in near.values()):
+            space = {kind: [number[row[kind]], row[f"{kind}_distance"]] for kind in ("example", "counterexample")}
+            nearest = [number[row[kind]] for kind in kinds if kind.startswith("nearest") and row[kind]]
+            record["spaces"].append(space | {"nearest": nearest})
+        error = errors.get(file, {})
+        record |= {"cause": error.get("cause", ""), "verdict": error.get("verdict", "")}
+        records.append(record | {"p": [round(float(value), 4) for value in p]})
+    random = np.random.default_rng(config.split_seed).permutation(len(records))[:RANDOM_IMAGES].tolist()
+    content = {"model": subject.final.sha256[:16], "classes": CLASSES, "causes": CAUSES, "spaces": list(near)}
+    return content | {"files": files, "records": records, "random": random}
 
 
-def read_errors_table(path: Path, header: list[str], remedy: str) -> list[dict[str, str]]:
-    """A table that studies.explain_errors wrote.
+def read_neighbours(subject: Subject) -> dict[str, dict[str, dict[str, str]]]:
+    """The tables that `write_neighbours` wrote, {space: {test file: row}}. Only the first must exist."""
+    found = {}
+    for study, space in SPACES.items():
+        path, remedy = subject.folder.with_name(study) / "neighbours.csv", f"run: python -m studies.{study}"
+        if found and not path.exists():
+            continue
+        found[space] = {row["file"]: row for row in read_study_table(path, NEIGHBOURS_HEADER, remedy)}
+        if set(found[space]) != set(subject.results.split.files):
+            raise UserError(f"{display_path(path)} holds other test images; {remedy}")
+    return found
+
+
+def read_study_table(path: Path, header: list[str], remedy: str) -> list[dict[str, str]]:
+    """A table that another study wrote.
 
     Raises:
         UserError: it is missing, damaged, or has other columns.
