@@ -1,11 +1,11 @@
-"""How robust is the network? Accuracy on test images that are attacked, or degraded by noise, blur, clouds or a missing band.
+"""How robust is the network? Accuracy on images that are attacked, or degraded by noise, blur, clouds or a missing band.
 
 Run from the project root: python -m studies.robustness; with `rgb` or `ms` for one task. Ten minutes for RGB on 2 CPU cores. It
 uses 1,000 test images drawn with the seed (all, if there are fewer), and the first 200 of them for attacks, with one view; the
-first table has all views beside it. Strengths are in pixel values (0 to 255) for RGB and in reflectance for the
-multispectral set.
+first table has all views beside it. If predict_test.py was never run on the model, the images are those of val, and the test list
+stays closed. Strengths are in pixel values (0 to 255) for RGB and in reflectance for the multispectral set.
 
-reads   the final model, the test images
+reads   the final model, the images of test, or of val
 writes  outputs/<profile>/<task>/robustness/: study.json, robustness.csv, robustness.png, attacked.png
 """
 
@@ -38,30 +38,32 @@ QUALITY = (90, 50, 20, 10)
 
 
 def main(tasks: list[Task]) -> None:
-    for subject in subjects(tasks, "robustness"):
+    for subject in subjects(tasks, "robustness", tested=False):
         sample = Sample(subject)
         corrupted = corrupted_accuracies(sample)
         accuracies = {("none", 0.0): corrupted["none"][0], **dict(measurements(sample))}
         rows = [[kind, f"{strength:g}", f"{accuracy:.4f}"] for (kind, strength), accuracy in accuracies.items()]
         write_csv(subject.folder / "robustness.csv", ["change", "strength", "accuracy"], rows)
-        draw_robustness(subject, accuracies, len(sample.labels))
+        draw_robustness(sample, accuracies)
         figures = ["robustness.png", *draw_attacked(sample)]
-        write_robustness_study(subject, corrupted, accuracies, len(sample.labels), figures)
+        write_robustness_study(sample, corrupted, accuracies, figures)
 
 
 class Sample:
-    """The chosen test images.
+    """The chosen images.
 
     Attributes:
+        part: the list they are from.
         pixels: (images, 64, 64, bands), as files hold them.
         floats: the first ATTACKED of them with the same numbers, (images, bands, 64, 64) float32.
     """
 
     def __init__(self, subject: Subject) -> None:
-        data = subject.images("test")
+        self.part = "test" if subject.results else "val"
+        data = subject.images(self.part)
         chosen = np.random.default_rng(config.seed).permutation(len(data))[:IMAGES]
         self.subject, self.final, self.device = subject, subject.final, subject.device
-        self.pixels, self.labels = data.pixels[chosen], torch.from_numpy(subject.lists["test"].labels[chosen])
+        self.pixels, self.labels = data.pixels[chosen], torch.from_numpy(data.split.labels[chosen])
         self.floats = torch.from_numpy(self.pixels[:ATTACKED].astype(np.float32)).permute(0, 3, 1, 2).contiguous()
         self.highest, self.unit = float(np.iinfo(self.pixels.dtype).max), corruptions.unit(self.pixels)
         self.mean, self.std = (v[:, None, None].to(self.device) for v in (subject.final.mean, subject.final.std))
@@ -137,13 +139,12 @@ def measurements(sample: Sample) -> Iterator[tuple[tuple[str, float], float]]:
 
 
 def write_robustness_study(
-    subject: Subject,
+    sample: Sample,
     corrupted: dict[str, tuple[float, float]],
     accuracies: dict[tuple[str, float], float],
-    images: int,
     figures: list[str],
 ) -> None:
-    task, rows = subject.task.name, []
+    subject, task, images, rows = sample.subject, sample.subject.task.name, len(sample.labels), []
     for kind in dict.fromkeys(kind for kind, _ in accuracies if kind != "none"):
         values = {strength: percent(value) for (k, strength), value in accuracies.items() if k == kind}
         cells = [f"{strength:g}: {value}" for strength, value in values.items()] if len(values) > 1 else values.values()
@@ -157,9 +158,9 @@ def write_robustness_study(
     plain, (low, lowest) = corrupted["none"][1], min((pair[1], name) for name, pair in corrupted.items())
     mean = np.mean([pair[1] for name, pair in corrupted.items() if name not in ("none", *corruptions.UNSEEN)])
     finding = (
-        f"With {views} view(s) the network is correct on {percent(plain)} % of {images:,} unchanged test images, and on "
-        f"{percent(mean)} % on the mean of noise, blur, light and the like, as strong as they are met in use; worst is {lowest} "
-        f"with {percent(low)} %. After an attack of at most {strength:g} {UNIT_NAME[task]} it is correct, with one view, on "
+        f"With {views} view(s) the network is correct on {percent(plain)} % of {images:,} unchanged {sample.part} images, and on "
+        f"{percent(mean)} %, on average, with noise, blur, other light and the like; worst is {lowest} with {percent(low)} %. "
+        f"After an attack of at most {strength:g} {UNIT_NAME[task]} it is correct, with one view and on {len(sample.floats)} images, on "
         f"{percent(accuracies['FGSM', strength])} % (one step) or {percent(accuracies['PGD', strength])} % ({PGD_STEPS} steps). "
         f"The most important band is {by_mean} if a band is replaced by its mean, and {by_another} if it is replaced by another image's."
     )
@@ -169,18 +170,22 @@ def write_robustness_study(
     ]
     tables = [
         {
-            "caption": f"Accuracy (%) on {images:,} images",
+            "caption": f"Accuracy (%) on {images:,} {sample.part} images",
             "header": ["change", "one view", f"{views} view(s)"],
             "rows": everyday,
         },
-        {"caption": "Accuracy (%) by strength, one view", "header": ["change", "strength: accuracy"], "rows": rows},
+        {
+            "caption": f"Accuracy (%) by strength, one view; FGSM and PGD: {len(sample.floats)} images",
+            "header": ["change", "strength: accuracy"],
+            "rows": rows,
+        },
     ]
     subject.write(finding, tables, figures, plain=plain, corrupted={name: pair[1] for name, pair in corrupted.items()})
 
 
-def draw_robustness(subject: Subject, accuracies: dict[tuple[str, float], float], images: int) -> None:
+def draw_robustness(sample: Sample, accuracies: dict[tuple[str, float], float]) -> None:
     """Accuracy against strength, one panel for each kind of change; bands and cloud as bars."""
-    unit = UNIT_NAME[subject.task.name]
+    subject, unit = sample.subject, UNIT_NAME[sample.subject.task.name]
     panels = {f"attack, at most ({unit})": ["FGSM", "PGD"], f"noise ({unit})": ["noise"], "blur (pixels)": ["blur"]}
     panels["gain"] = ["gain"]
     if subject.task.name == "rgb":
@@ -207,7 +212,10 @@ def draw_robustness(subject: Subject, accuracies: dict[tuple[str, float], float]
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy (%)")
-    title = f"{subject.task.title}: accuracy on {images} changed test images; grey line: unchanged ({plain:.1f} %)"
+    title = (
+        f"{subject.task.title}: accuracy on {len(sample.labels):,} changed {sample.part} images, of attacks on "
+        f"{len(sample.floats)}; grey line: unchanged ({plain:.1f} %)"
+    )
     figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     save(figure, subject.folder / "robustness.png", subject.final.sha256)
 

@@ -41,13 +41,14 @@ class Subject:
     Attributes:
         folder: of the study, outputs/<profile>/<task>/<study>/.
         final: the model is on the device.
+        results: None if the test list of this model stays closed: predict_test.py was never run on it.
     """
 
     task: Task
     folder: Path
     final: FinalModel
     lists: dict[str, Split]
-    results: Results
+    results: Results | None
     device: torch.device
 
     def images(self, part: str) -> EuroSATDataset:
@@ -70,8 +71,8 @@ class Subject:
         write_study(self.folder, f"{self.task.title}: ", finding, tables, figures, values, self.final.sha256)
 
 
-def subjects(tasks: list[Task], study: str) -> Iterator[Subject]:
-    """The final models of the tasks.
+def subjects(tasks: list[Task], study: str, tested: bool = True) -> Iterator[Subject]:
+    """The final models of the tasks; those without test results, too, unless they must be `tested`.
 
     Raises:
         UserError: there is none, it has no test results, or the lists have changed.
@@ -80,18 +81,25 @@ def subjects(tasks: list[Task], study: str) -> Iterator[Subject]:
     for task in tasks_with_model(tasks):
         final, lists = load_model(task, device), read_splits(task.splits, task)
         check_lists(final, task, lists)
-        yield Subject(task, task.outputs / study, final, lists, read_results_of_model(task), device)
+        results = read_results_of_model(task) if tested or has_results(task) else None
+        yield Subject(task, task.outputs / study, final, lists, results, device)
+
+
+def has_results(task: Task) -> bool:
+    """Whether predict_test.py was ever run; not that it was run on the present model."""
+    return (task.outputs / "test_metrics.json").exists()
 
 
 def results_of_profiles(tasks: list[Task]) -> dict[tuple[str, str], Results]:
-    """The test results of all final models, {(profile, task): results}; the present profile's come first.
+    """The test results of the final models that have some, {(profile, task): results}; the present profile's come first.
 
     The profile "demo" is compared with no other one.
     """
     others = [name for name in PROFILES if name not in (config.profile, "demo")]
     profiles = ["demo"] if config.profile == "demo" else [config.profile, *others]
     every = [task.of_profile(profile) for profile in profiles for task in tasks]
-    return {(task.profile, task.name): read_results_of_model(task) for task in every if model_path(task).exists()}
+    tested = (task for task in every if model_path(task).exists() and has_results(task))
+    return {(task.profile, task.name): read_results_of_model(task) for task in tested}
 
 
 def write_study(

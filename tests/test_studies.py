@@ -37,7 +37,7 @@ from studies import (
     statistics,
     uncertainty,
 )
-from studies.subject import results_of_profiles, subjects
+from studies.subject import Subject, results_of_profiles, subjects
 
 BROWSER = [shutil.which(name) for name in ("chromium", "chromedriver")]
 
@@ -143,6 +143,15 @@ def test_models_are_compared_in_one_order_and_the_sample_only_with_itself(place)
     assert list(results_of_profiles([RGB, MS])) == [("demo", "rgb"), ("demo", "ms")]
     config.profile = "full"
     assert list(results_of_profiles([RGB])) == [("full", "rgb"), ("course", "rgb")]
+
+
+def test_robustness_leaves_a_closed_test_list_closed(quick, monkeypatch):
+    (RGB.outputs / "test_metrics.json").unlink()
+    opened, images = [], Subject.images
+    monkeypatch.setattr(Subject, "images", lambda self, part: opened.append(part) or images(self, part))
+    robustness.main([RGB])
+    assert opened == ["val"] and "unchanged val images" in study(RGB, "robustness")["finding"]
+    assert results_of_profiles([RGB, MS]).keys() == {("demo", "ms")}
 
 
 def test_errors_have_examples_of_both_classes_and_verdicts_live_on(quick):
