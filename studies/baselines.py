@@ -39,7 +39,9 @@ def main(tasks: list[Task]) -> None:
         predictions = {
             "most frequent class": fit_and_predict(DummyClassifier(), statistics, labels),
             "random forest on the bands' means and deviations": fit_and_predict(classifier, statistics, labels),
-            "linear layer on the frozen backbone": best_linear_model(frozen_features(subject), labels),
+            "linear layer on the frozen backbone": best_linear_model(
+                frozen_features(subject, subject.final.setting.views), labels
+            ),
             "the same network from scratch": train_from_scratch(subject),
             "the final model": (subject.final.metadata["val"]["val_accuracy"], subject.results.logits),
         }
@@ -74,13 +76,13 @@ def best_linear_model(features: dict[str, np.ndarray], labels: dict[str, np.ndar
     return max((fit_and_predict(model, features, labels) for model in models), key=lambda prediction: prediction[0])
 
 
-def frozen_features(subject: Subject) -> dict[str, np.ndarray]:
-    """The input of the linear layer before any fine-tuning, with the views of the final model: {part: (images, channels)}."""
+def frozen_features(subject: Subject, views: int) -> dict[str, np.ndarray]:
+    """The input of the linear layer before any fine-tuning: {part: (images, channels)}."""
     setting = subject.final.setting
     seed_everything(config.seed)  # if the setting has no weights, these are random
     model = build_model(setting, initial_weights(setting, pretrained_dir(), RGB, subject.lists))
     model = model.to(subject.device, memory_format=torch.channels_last)
-    return {part: predict(model, subject.images(part), setting.views, embed=True).numpy() for part in PARTS}
+    return {part: predict(model, subject.images(part), views, embed=True).numpy() for part in PARTS}
 
 
 def train_from_scratch(subject: Subject) -> tuple[float, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 Run from the project root: python -m studies.label_curve (RGB). About 20 minutes on 2 CPU cores with AVX-512; it resumes after the
 last finished training. Images are drawn from the train list with the seed, equally many of each class; the smaller sets with three
-seeds. The networks have the final model's setting. Val, which has labels too, chooses nothing: the last epoch counts.
+seeds. The networks have the final model's setting, but one view of each image. Val, which has labels too, chooses nothing: the
+last epoch counts.
 
 reads   the final RGB model, the images, the initial weights
 writes  outputs/<profile>/rgb/label_curve/: study.json, label_curve.png, the logits of each training
@@ -52,11 +53,11 @@ def main() -> None:
 def measurements(subject: Subject) -> Iterator[tuple[tuple[str, int], list[float]]]:
     """Yield ((method, labelled images), test accuracy of each seed)."""
     labels, test = subject.lists["train"].labels, subject.lists["test"].labels
+    plan = replace(subject.final.setting, views=1)
     features = {
         FOREST: {part: band_features(subject.images(part).pixels) for part in ("train", "test")},
-        LINEAR: frozen_features(subject),
+        LINEAR: frozen_features(subject, plan.views),
     }
-    plan = subject.final.setting
     settings = {TUNED: replace(plan, name="tuned"), SCRATCH: replace(plan, name="scratch", weights=None)}
     weights = {method: initial_weights(each, pretrained_dir(), RGB, subject.lists) for method, each in settings.items()}
     sizes = [size for size in SIZES if size < len(labels)]
