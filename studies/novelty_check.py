@@ -14,7 +14,9 @@ marks of a JPEG out if its quality alone would bring them; the line says so.
 The threshold comes from val alone. The features in scenes/novelty.py were chosen with such images of another seed: the
 network's features marked 16 % of them, mean colours and covariances all of them (three bands).
 
-reads   the final models, features.pt beside them (made if it is missing), the test lists, the images
+If predict_test.py was never run on a model, val stands for test, and real patches in other encodings are left out.
+
+reads   the final models, features.pt beside them (made if it is missing), the lists, the images
 writes  nothing but a temporary folder; prints one line for each kind and for the test list
 """
 
@@ -50,19 +52,19 @@ SCIENCE = ("immunohistochemistry", "hubble_deep_field", "retina", "moon", "cell"
 
 def main(tasks: list[Task]) -> None:
     strange = strange_images(np.random.default_rng(1))
-    for subject in subjects(tasks, "novelty_check"):
+    for subject in subjects(tasks, "novelty_check", tested=False):
         task, final = subject.task, subject.final
         reference = training_features(config.dataset_root, task, final)
         if reference is None:
             continue
         print(f"{task.title}: threshold {reference.threshold:.2f}")
-        data = subject.images("test")
+        data = subject.images(subject.part)
         distances = [reference.distances(data[indices][0]) for indices in torch.arange(len(data)).split(BATCH_SIZE)]
-        print_share("test patches", reference, torch.cat(distances))
+        print_share(f"{subject.part} patches", reference, torch.cat(distances))
         distances = {kind: reference.distances(as_input(final, task, images)) for kind, images in strange.items()}
         for kind, values in (*distances.items(), ("all strange images", torch.cat(list(distances.values())))):
             print_share(kind, reference, values)
-        if task is RGB:
+        if task is RGB and subject.results:
             check_encodings(subject, reference)
 
 

@@ -53,14 +53,12 @@ class Sample:
     """The chosen images.
 
     Attributes:
-        part: the list they are from.
         pixels: (images, 64, 64, bands), as files hold them.
         floats: the first ATTACKED of them with the same numbers, (images, bands, 64, 64) float32.
     """
 
     def __init__(self, subject: Subject) -> None:
-        self.part = "test" if subject.results else "val"
-        data = subject.images(self.part)
+        data = subject.images(subject.part)
         chosen = np.random.default_rng(config.seed).permutation(len(data))[:IMAGES]
         self.subject, self.final, self.device = subject, subject.final, subject.device
         self.pixels, self.labels = data.pixels[chosen], torch.from_numpy(data.split.labels[chosen])
@@ -158,7 +156,7 @@ def write_robustness_study(
     plain, (low, lowest) = corrupted["none"][1], min((pair[1], name) for name, pair in corrupted.items())
     mean = np.mean([pair[1] for name, pair in corrupted.items() if name not in ("none", *corruptions.UNSEEN)])
     finding = (
-        f"With {views} view(s) the network is correct on {percent(plain)} % of {images:,} unchanged {sample.part} images, and on "
+        f"With {views} view(s) the network is correct on {percent(plain)} % of {images:,} unchanged {subject.part} images, and on "
         f"{percent(mean)} %, on average, with noise, blur, other light and the like; worst is {lowest} with {percent(low)} %. "
         f"After an attack of at most {strength:g} {UNIT_NAME[task]} it is correct, with one view and on {len(sample.floats)} images, on "
         f"{percent(accuracies['FGSM', strength])} % (one step) or {percent(accuracies['PGD', strength])} % ({PGD_STEPS} steps). "
@@ -170,7 +168,7 @@ def write_robustness_study(
     ]
     tables = [
         {
-            "caption": f"Accuracy (%) on {images:,} {sample.part} images",
+            "caption": f"Accuracy (%) on {images:,} {subject.part} images",
             "header": ["change", "one view", f"{views} view(s)"],
             "rows": everyday,
         },
@@ -213,7 +211,7 @@ def draw_robustness(sample: Sample, accuracies: dict[tuple[str, float], float]) 
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy (%)")
     title = (
-        f"{subject.task.title}: accuracy on {len(sample.labels):,} changed {sample.part} images, of attacks on "
+        f"{subject.task.title}: accuracy on {len(sample.labels):,} changed {subject.part} images, of attacks on "
         f"{len(sample.floats)}; grey line: unchanged ({plain:.1f} %)"
     )
     figure.suptitle(title, fontsize=8, x=0.01, ha="left")

@@ -51,6 +51,11 @@ class Subject:
     results: Results | None
     device: torch.device
 
+    @property
+    def part(self) -> str:
+        """The list to measure on: "test", or "val" while the test list stays closed."""
+        return "test" if self.results else "val"
+
     def images(self, part: str) -> EuroSATDataset:
         """The images of a list as the model sees them."""
         statistics = self.final.mean, self.final.std
