@@ -6,7 +6,6 @@ reads   the final models' test results in outputs/; outputs/<profile>/<task>/sea
 writes  outputs/<profile>/<task>/uncertainty/study.json
 """
 
-from collections import defaultdict
 from pathlib import Path
 
 from base.command_line import run
@@ -27,7 +26,7 @@ def main(tasks: list[Task]) -> None:
         rows, widest = intervals(subject.results)
         accuracy = subject.results.metrics["accuracy"]
         low, high = accuracy_interval(accuracy, len(subject.results.split.labels))
-        spread = spread_over_seeds(subject.folder.with_name("search") / "table.csv")
+        spread = spread_over_seeds(subject.folder.with_name("search") / "table.csv", subject.final.setting.name)
         finding = (
             f"Accuracy is {percent(accuracy)} %, with a 95 % interval from {percent(low)} to {percent(high)}. The TPR of a "
             f"single class is uncertain by up to ± {50 * widest:.1f} points. {spread}"
@@ -71,14 +70,12 @@ def compare_models(first: tuple[str, str], models: dict[tuple[str, str], Results
     return rows
 
 
-def spread_over_seeds(path: Path) -> str:
-    """What studies.search measured for a setting with several seeds."""
-    runs = defaultdict(list)
+def spread_over_seeds(path: Path, name: str) -> str:
+    """What studies.search measured for the setting of this name with several seeds."""
+    values = []
     if path.exists():
         with reading(path, "run: python -m studies.search"):
-            for row in read_csv(path):
-                runs[row["run"]].append(float(row["spare"] or row["val_accuracy"]))
-    name, values = max(runs.items(), key=lambda item: len(item[1]), default=("", []))
+            values = [float(row["spare"]) for row in read_csv(path) if row["run"] == name and row["spare"]]
     if len(values) < 2:
         return "The spread over seeds of the training was not measured."
     return (
