@@ -136,10 +136,11 @@ def check_sizes(lists: Lists, records: dict[Task, dict]) -> None:
     sizes = {"course": config.course_sizes, "published": PUBLISHED_SIZES, "spatial": PUBLISHED_SIZES}
     for task, record in records.items():
         complete = record["images_at_hand"] == splits.complete_counts()
+        asked = sizes.get(config.profile, (1, 1, 1))
         if complete and config.profile == "full":
             pools = splits.make_pools(splits.complete_patches(), record["seed"])
-            sizes["full"] = [len(pools[part]) for part in PARTS]
-        for part, size in zip(PARTS, sizes.get(config.profile, (1, 1, 1)), strict=True):
+            asked = [len(pools[part]) for part in PARTS]
+        for part, size in zip(PARTS, asked, strict=True):
             patches = lists[task][part].patches
             counts = {name: len(of_class) for name, of_class in splits.group_by_class(patches).items()}
             if record["smaller_than_asked_for"]:
