@@ -184,6 +184,16 @@ def test_the_report_has_what_the_assignment_asks_for_on_three_pages(trained):
     assert "missing" not in text.lower()
 
 
+def test_the_report_of_the_models_here_has_room_for_every_notice(here):
+    for name in ("outputs", "splits"):
+        (config.project_root / name).symlink_to(CODE / name)
+    config.profile, config.seed = "course", 3141592
+    config.team = [("Ada Augusta Lovelace-Byron", 3141592), ("Emmy Noether", 2718281), ("Łukasz 王 Müller", 1618033)]
+    output = here.run("make_report.py")
+    assert "another seed" in output and "font lacks" in output and "missing" not in output
+    assert len(pypdf.PdfReader(config.project_root / "report/report.pdf").pages) == 3
+
+
 def test_the_same_results_give_the_same_report_byte_by_byte(place):
     contents = []
     for _ in range(2):
