@@ -123,7 +123,7 @@ MISTAKES_WITH_A_LINE = [
     (replaced("epochs=3", "epoch=5"), "epoch"),
     (replaced("epochs=3", 'epochs="2"'), "epochs.*'2'"),
     (replaced("epochs=3", "epochs=True"), "epochs.*True"),
-    (replaced("image_size=128", "image_size=7"), "image_size.*32.* 7"),
+    (replaced("image_size=112", "image_size=7"), "image_size.*32.* 7"),
     (replaced("views=8", "learning_rate=0"), "learning_rate.* 0"),
     (replaced("views=8", "label_smoothing=float('nan')"), "label_smoothing.*nan"),
     (replaced("views=8", "weight_averaging=0.99"), "weight_averaging"),
