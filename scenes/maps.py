@@ -31,7 +31,7 @@ from scenes.opening import Image
 from scenes.shared import BATCH_SIZE, Predicted, shared_layers, standardised
 
 NO_CLASS = 255  # no data, in all rasters that are written
-STRIP = 16  # rows of windows that are read at once
+STRIP = 32  # rows of windows that are read at once
 # A window with more than this share of no-data does not vote, and a cell with more than the other has no class.
 WINDOW_NO_DATA, CELL_NO_DATA = 0.01, 0.5
 

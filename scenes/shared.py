@@ -25,8 +25,9 @@ from models import Backbone, LateFusion, SingleNetwork
 from scenes.novelty import TrainingFeatures
 
 CUT = 8  # resized pixels from one position of the shared feature map to the next
-TILE = 32  # columns of windows whose shared layers are computed at once
-BATCH_SIZE = 32  # windows in a step
+TILE = 64  # columns of windows whose shared layers are computed at once
+BATCH_SIZE = 64  # windows in a step
+AT_ONCE = 4  # windows, whose shared layers fit into a processor's cache
 
 # Rows and columns of windows, their probabilities (batch, 10), and their distances (batch,) from the training set, or 0.
 Predicted = tuple[tuple[np.ndarray, np.ndarray], torch.Tensor, torch.Tensor]
@@ -92,7 +93,9 @@ class SharedLayers:
         def first(parts: torch.Tensor) -> torch.Tensor:
             """(parts, groups, 3, height, width), resized and through the first part of the backbone."""
             batch = F.interpolate(parts.flatten(0, 1), scale_factor=size / SIDE, mode="bilinear", align_corners=False)
-            return self.first(batch.contiguous(memory_format=torch.channels_last)).unflatten(0, parts.shape[:2])
+            some = max(1, AT_ONCE * size**2 // batch[0, 0].numel())
+            outputs = [self.first(few.contiguous(memory_format=torch.channels_last)) for few in batch.split(some)]
+            return torch.cat(outputs).unflatten(0, parts.shape[:2])
 
         def edges(dim: int, start: int, kept: slice) -> torch.Tensor:
             """Strips that begin `start` pixels into all rows (dim 2) or columns (3) of windows."""
