@@ -41,6 +41,7 @@ STUDIES = {
     "label_audit": "Which labels may be wrong?",
     "explain_errors": "Why does the network err?",
     "autoencoder": "What does a network without labels see?",
+    "segment": "Can labels of patches name the land use of every pixel?",
 }
 FIGURES_PER_STUDY = 3  # that the appendix shows of each task
 SCRIPTS_WITH_LETTERS = ("LATIN", "GREEK", "CYRILLIC")  # in typst's built-in fonts

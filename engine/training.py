@@ -93,14 +93,16 @@ def train_one_epoch(
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = model(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=setting.label_smoothing, reduction="sum")
+        per_image = len(labels) // len(indices)  # labels: 1, or one for each pixel (studies/segment.py)
         # DistributedDataParallel averages gradients over processes; this makes them those of the mean over the batch.
-        (loss * processes / len(batches[step])).backward()
+        (loss * processes / (len(batches[step]) * per_image)).backward()
         optimizer.step()
         optimizer.zero_grad()
         totals += torch.stack([loss.detach().double(), (logits.argmax(1) == labels).sum().double()])
     loss_sum, correct = runtime.sum_over_processes(totals).tolist()
     rate = optimizer.param_groups[0]["lr"]
-    return {"train_loss": loss_sum / len(train), "train_accuracy": correct / len(train), "learning_rate": rate}
+    count = len(train) * per_image
+    return {"train_loss": loss_sum / count, "train_accuracy": correct / count, "learning_rate": rate}
 
 
 def train_setting(

@@ -108,7 +108,8 @@ def test_every_study_fills_the_appendix_and_its_figures_are_of_the_model(quick, 
     for module in (label_audit, baselines):
         module.main([MS])
     geography.main()
-    not_run = ["explore", "label_curve", "search", "six_bands", "autoencoder"]  # tested below and in test_explore.py
+    # Tested below, in test_explore.py and test_segment.py.
+    not_run = ["explore", "label_curve", "search", "six_bands", "autoencoder", "segment"]
     paths = list((quick.root / "outputs").rglob("study.json"))
     assert {path.parent.name for path in paths} == set(make_report.STUDIES) - set(not_run)
     for path in paths:
