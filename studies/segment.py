@@ -46,6 +46,7 @@ from models import Backbone
 from scenes.map_figure import MAP_COLOURS, PALETTE
 from scenes.maps import LandUse, map_scene
 from scenes.opening import jpeg_pixels, open_image
+from scenes.shared import standardised
 from studies import statistics
 from studies.autoencoder import in_batches, in_pixels
 from studies.subject import Subject, percent, subjects
@@ -278,11 +279,14 @@ def classes_of_scene(subject: Subject, model: PixelNetwork, pixels: np.ndarray) 
     half, quarter = SIDE // 2, SIDE // 4
     around = np.pad(pixels, ((quarter, quarter), (quarter, quarter), (0, 0)), "symmetric")
     windows = sliding_window_view(around, (SIDE, SIDE), (0, 1))[::half, ::half].transpose(0, 1, 3, 4, 2)
-    classes, statistics_ = [], [values.to(subject.device) for values in (subject.final.mean, subject.final.std)]
+    classes = []
     with torch.inference_mode():
         for row in windows:
-            images = preprocess(torch.tensor(row).to(subject.device), *statistics_, "none", None)
-            of_row = model(images).argmax(1).view(-1, SIDE, SIDE)[:, quarter:-quarter, quarter:-quarter]
+            of_row = (
+                model(standardised(subject.final, row))
+                .argmax(1)
+                .view(-1, SIDE, SIDE)[:, quarter:-quarter, quarter:-quarter]
+            )
             classes.append(np.concatenate(list(of_row.cpu().numpy()), axis=1))
     return np.concatenate(classes)
 
@@ -318,8 +322,8 @@ def write_segment_study(subject: Subject, measured: dict[str, dict], same: float
     }
     by_class = {
         "caption": "Intersection over union (IoU) of each class (%)",
-        "header": ["method", *CLASSES],
-        "rows": [[method, *map(percent, values["iou"].values())] for method, values in measured.items()],
+        "header": ["class", *measured],
+        "rows": [[name, *(percent(values["iou"][name]) for values in measured.values())] for name in CLASSES],
     }
     figures = ["composites.png", *["scene.png"] * (same is not None)]
     subject.write(finding, [by_method, by_class], figures, methods=measured, same_as_map=same)
