@@ -140,6 +140,11 @@ def in_pixels(images: torch.Tensor, data: EuroSATDataset) -> torch.Tensor:
     return (255 * (images * data.std[:, None, None] + data.mean[:, None, None])).clamp(0, 255)
 
 
+def as_pictures(images: torch.Tensor, data: EuroSATDataset) -> torch.Tensor:
+    """`in_pixels` as a file would hold them: (batch, 64, 64, 3) uint8."""
+    return in_pixels(images, data).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def squared_errors(model: Autoencoder, data: EuroSATDataset) -> np.ndarray:
     """Mean squared error of each image in squared pixel values: (images,)."""
     return in_batches(lambda x: (in_pixels(model(x), data) - in_pixels(x, data)).square().mean((1, 2, 3)), data)
@@ -148,8 +153,7 @@ def squared_errors(model: Autoencoder, data: EuroSATDataset) -> np.ndarray:
 def reconstruction(model: Autoencoder, data: EuroSATDataset, index: int) -> np.ndarray:
     """(64, 64, 3) uint8."""
     with torch.inference_mode():
-        pixels = in_pixels(model(data[torch.tensor([index])][0]), data)[0]
-    return pixels.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        return as_pictures(model(data[torch.tensor([index])][0]), data)[0].cpu().numpy()
 
 
 def psnr(error: float) -> float:

@@ -32,7 +32,7 @@ SAMPLE = Window(990, 590, 128, 128)  # fields, marsh, lagoon
 
 
 def main(folders: list[Path]) -> None:
-    scene, sample = config.project_root / "outputs/classify/virginia.tif", CODE / "sample/scene/virginia.tif"
+    scene, sample = scene_path(), CODE / "sample/scene/virginia.tif"
     with open_image(folders[0]) as image:
         cut(image, RGB.bands, PICTURE, scene)
         cut(image, MS_BANDS, SAMPLE, sample)
@@ -40,6 +40,10 @@ def main(folders: list[Path]) -> None:
     with PIL.Image.open(scene.with_suffix("") / "map.png") as picture, atomic_write(CODE / "docs/scene.png") as partial:
         picture.convert("RGB").quantize(256).save(partial, "PNG", optimize=True)  # less than half the bytes
     print(f"wrote {display_path(scene)}, {display_path(sample)}, docs/scene.png")
+
+
+def scene_path() -> Path:
+    return config.project_root / "outputs/classify/virginia.tif"
 
 
 def cut(image: Image, bands: Sequence[str], window: Window, path: Path) -> None:

@@ -48,7 +48,8 @@ from scenes.maps import LandUse, map_scene
 from scenes.opening import jpeg_pixels, open_image
 from scenes.shared import standardised
 from studies import statistics
-from studies.autoencoder import in_batches, in_pixels
+from studies.autoencoder import as_pictures, in_batches
+from studies.real_scene import scene_path
 from studies.subject import Subject, percent, subjects
 
 EPOCHS, COMPOSITES = 20, {"val": 250, "test": 360}  # of train: as many as there are patches
@@ -71,12 +72,12 @@ class Composites(EuroSATDataset):
     def __init__(self, subject: Subject, part: str, augmentation: str = "none") -> None:
         values = subject.lists[part], subject.final.bands, (subject.final.mean, subject.final.std)
         super().__init__(config.dataset_root, RGB, *values, augmentation, config.seed, subject.device)
-        self.numbers = self.split.labels  # of the patches
+        self.patch_labels = self.split.labels
         self.part, self.count = PARTS.index(part), COMPOSITES.get(part, len(self.labels))
         if part != "train":
             drawn = map(self.draw, range(self.count))
             self.split = Split(
-                [], np.concatenate([self.numbers[patches][origin].ravel() for patches, origin, _ in drawn])
+                [], np.concatenate([self.patch_labels[patches][origin].ravel() for patches, origin, _ in drawn])
             )
 
     def __len__(self) -> int:
@@ -103,9 +104,9 @@ class Composites(EuroSATDataset):
         images = preprocess(self._read(chosen), self.mean, self.std, self.augmentation, random)
         images = images * torch.from_numpy(np.concatenate(shares)).to(self.device)[:, None]
         mixed = torch.stack([parts.sum(0) for parts in images.split(sizes)])
-        pixels = in_pixels(mixed, self).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = as_pictures(mixed, self).cpu().numpy()
         compressed = torch.from_numpy(np.stack([jpeg_pixels(image) for image in pixels])).to(self.device)
-        labels = np.concatenate([self.numbers[patches][origin].ravel() for patches, origin, _ in drawn])
+        labels = np.concatenate([self.patch_labels[patches][origin].ravel() for patches, origin, _ in drawn])
         return preprocess(compressed, self.mean, self.std, "none", None), torch.from_numpy(labels).to(self.device)
 
 
@@ -143,9 +144,10 @@ class PixelNetwork(nn.Module):
 def main() -> None:
     for subject in subjects([RGB], "segment"):
         with training_session(subject.folder):
-            loaded, scratch = (trained(subject, from_final) for from_final in (True, False))
+            train, val = Composites(subject, "train", "strong"), Composites(subject, "val")
+            loaded, scratch = (trained(subject, train, val, from_final) for from_final in (True, False))
         test = Composites(subject, "test")
-        pixels = in_batches(lambda x: in_pixels(x, test).round().to(torch.uint8).permute(0, 2, 3, 1), test)
+        pixels = in_batches(lambda x: as_pictures(x, test), test)
         classes = {
             LOADED: predicted(loaded, test),
             SCRATCH: predicted(scratch, test),
@@ -158,15 +160,14 @@ def main() -> None:
         write_segment_study(subject, measure(test, classes), draw_scene(subject, loaded))
 
 
-def trained(subject: Subject, loaded: bool) -> PixelNetwork:
+def trained(subject: Subject, train: Composites, val: Composites, loaded: bool) -> PixelNetwork:
     """The network of the best epoch by val composites, trained or continued in its folder."""
-    setting = replace(subject.final.setting, name="loaded", epochs=EPOCHS, augmentation="strong", views=1)
+    setting = replace(subject.final.setting, name="loaded", epochs=EPOCHS, augmentation=train.augmentation, views=1)
     if not loaded:
         setting = replace(setting, name="scratch", weights=None)
     seed_everything(config.seed)
     backbone = copy.deepcopy(subject.final.model.backbone).cpu() if loaded else Backbone(setting.backbone)
     model = PixelNetwork(backbone, setting.image_size)
-    train, val = Composites(subject, "train", setting.augmentation), Composites(subject, "val")
     folder = subject.folder / setting.name
     train_setting(setting, model, train, val, splits_hash(subject.lists), folder)
     model.load_state_dict(read_checkpoint(folder)["best"])
@@ -199,7 +200,7 @@ def of_nearest_centre(data: Composites, index: int) -> np.ndarray:
     patches, origin, _ = data.draw(index)
     centres = np.array([np.argwhere(origin == number).mean(0) for number in range(len(patches))])
     distances = np.linalg.norm(np.indices((SIDE, SIDE)) - centres[:, :, None, None], axis=1)
-    return data.numbers[patches][distances.argmin(0)]
+    return data.patch_labels[patches][distances.argmin(0)]
 
 
 def measure(data: Composites, classes: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -259,7 +260,7 @@ def draw_panels(subject: Subject, name: str, columns: dict[str, Sequence[np.ndar
 
 def draw_scene(subject: Subject, model: PixelNetwork) -> float | None:
     """scene.png; the share of pixels that network and map name alike. None if the scene is not there."""
-    path = config.project_root / "outputs/classify/virginia.tif"
+    path = scene_path()
     if not path.exists():
         print("note: no scene.png: outputs/classify/virginia.tif is missing; run: python -m studies.real_scene")
         return None
@@ -282,12 +283,8 @@ def classes_of_scene(subject: Subject, model: PixelNetwork, pixels: np.ndarray) 
     classes = []
     with torch.inference_mode():
         for row in windows:
-            of_row = (
-                model(standardised(subject.final, row))
-                .argmax(1)
-                .view(-1, SIDE, SIDE)[:, quarter:-quarter, quarter:-quarter]
-            )
-            classes.append(np.concatenate(list(of_row.cpu().numpy()), axis=1))
+            of_row = model(standardised(subject.final, row)).argmax(1).view(-1, SIDE, SIDE).cpu().numpy()
+            classes.append(np.concatenate(list(of_row[:, quarter:-quarter, quarter:-quarter]), axis=1))
     return np.concatenate(classes)
 
 
